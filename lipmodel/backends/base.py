@@ -1,0 +1,121 @@
+"""What a backend is: it declares what it can do, takes a model, and gives back a point. It is never trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lipmodel.model.model import Model
+    from lipmodel.model.variables import Variable
+
+Array = np.ndarray[Any, Any]
+Termination = Literal[
+    "optimal", "inaccurate", "time-limit", "iteration-limit", "interrupted", "failed", "closed-form"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """The solver can be used."""
+
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"installed {self.version}".strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """The solver is not installed; `extra` names what `pip install lipmodel[extra]` would bring."""
+
+    extra: str
+
+    def __str__(self) -> str:
+        return f"missing: pip install 'lipmodel[{self.extra}]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlicensed:
+    """The solver is installed, but has no licence on this machine."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unlicensed: {self.reason}"
+
+
+Availability = Installed | Missing | Unlicensed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend accepts, as data.
+
+    cones: sets of the conic form; structured: reads the factors of a model itself and may refuse a model; max_order:
+    the PSD order beyond which it is not chosen by itself; precision: the relative accuracy it reaches.
+    """
+
+    cones: frozenset[str]
+    structured: bool = False
+    max_order: int = 400
+    precision: float = 1e-8
+    progress: bool = False
+    licence: str = "free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One line of a solver's progress: the objective of its best point, a lower estimate, seconds, iteration."""
+
+    iteration: int
+    objective: float
+    lower: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveOptions:
+    """tol: relative, on the bound. time_limit: seconds. native: passed to the solver as it is."""
+
+    tol: float = 1e-6
+    time_limit: float | None = None
+    max_iterations: int | None = None
+    verbose: bool = False
+    native: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Point:
+    """What a solver gave back: values of the model's variables (or None), its own objective and lower estimate.
+
+    objective, lower: in the units of the model's objective; None where the solver has none.
+    """
+
+    values: Mapping[Variable, Array] | None
+    termination: Termination
+    objective: float | None = None
+    lower: float | None = None
+    iterations: int | None = None
+    message: str = ""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A solver. `name` is what the command line calls it."""
+
+    name: str
+    description: str
+    capabilities: Capabilities
+
+    def available(self) -> Availability: ...
+
+    def refuses(self, model: Model) -> str | None:
+        """Why this model cannot be solved here, or None."""
+
+    def solve(self, model: Model, options: SolveOptions) -> Point:
+        """Solve; never raises on numerical trouble: that is termination "failed" or "inaccurate"."""

@@ -1,0 +1,295 @@
+"""-logdet of the block tridiagonal matrix inequality of a chain: block Cholesky, gradient, exact Hessian.
+
+S(y) has diagonal blocks D_0 = diag(eta) + 2 W_1' diag(a b t_1) W_1, D_k = 2 diag(t_k) + 2 W_{k+1}' diag(a b t_{k+1}) W_{k+1},
+D_L = 2 diag(t_L) - V'V and blocks -diag((a + b) t_k) W_k below them (a, b the slopes). Elimination runs from the input to the
+output, E_k = D_k - X_k' X_k. With P = S^-1 and A_j = u_j r_j' + r_j u_j' the gradient of logdet S is <A_j, P> = 2 u_j'P r_j, and the
+Hessian of -logdet S is <A_i, P A_j P> = 2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)]_ij: rank two coefficients need no matrix products
+beyond those that form U'PU, U'PR and R'PR, and these follow from block rows of P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg.blas import dtrmm, dtrsm
+from scipy.linalg.lapack import dpotrf, dpotrs, dtrtri
+
+from lipmodel.backends.native.chain import Array, Chain, split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Factor:
+    """Block Cholesky factor of S(y) > 0."""
+
+    t: list[Array]
+    eta: Array
+    pivots: list[Array]  # lower Cholesky factors of E_1..E_L
+    updates: list[Array]  # X_2..X_L, X_k = C_{k-1}^-1 W_k' diag((a + b) t_k)
+    reach: Array  # K = E_0^-1 W_1', shape (n0, n1); empty where only G is needed
+    gram: Array  # G = W_1 E_0^-1 W_1'
+    input_inverse: Array  # E_0^-1, shape (n0,) where it is diagonal, else (n0, n0)
+    logdet: float  # of S(y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Band:
+    """The blocks of P = S^-1 that the gradient needs, with the gradient of logdet S."""
+
+    gradient: Array
+    diagonal: list[Array]  # P_kk, k = 1..L
+    transfers: list[Array]  # Q_2..Q_L: P_{k-1, l} = Q_k P_{k, l} for l >= k
+
+
+def cholesky(matrix: Array) -> Array | None:
+    """Lower Cholesky factor (Fortran order) of a symmetric matrix, which is overwritten; None unless it is positive definite."""
+    factor, info = dpotrf(matrix.T, lower=1, clean=1, overwrite_a=1)
+    # LAPACK lets NaN pass, because a comparison with it is false
+    return factor if info == 0 and np.isfinite(factor.diagonal().sum()) else None
+
+
+def _add_to_diagonal(matrix: Array, values: Array | float) -> None:
+    """In place, on a C-contiguous square matrix."""
+    matrix.reshape(-1)[:: matrix.shape[0] + 1] += values
+
+
+def factorize(chain: Chain, y: Array) -> Factor | None:
+    """The block Cholesky factor of S(y), or None where S(y) is not (numerically) positive definite."""
+    if not np.all(y > 0) or not np.all(np.isfinite(y)):
+        return None
+    t, eta = split(chain, y)
+    weight = chain.weights[0]
+    reach = np.zeros((0, 0))
+    if chain.curved[0]:
+        block = 2 * (weight.T * (chain.slope_product[0] * t[0])) @ weight
+        _add_to_diagonal(block, eta)
+        pivot = cholesky(block)
+        if pivot is None:
+            return None
+        logdet = 2 * float(np.log(pivot.diagonal()).sum())
+        half = dtrsm(1.0, pivot, weight.T, lower=1)
+        gram = half.T @ half
+        inverse = dtrtri(pivot, lower=1)[0]
+        input_inverse = inverse.T @ inverse
+        reach = dtrmm(1.0, inverse, half, lower=1, trans_a=1)
+    else:
+        input_inverse = 1 / eta
+        logdet = float(np.log(eta).sum())
+        if chain.tied:
+            gram = chain.input_gram * input_inverse[0]
+        else:
+            reach = weight.T * input_inverse[:, None]
+            gram = weight @ reach
+    scale = chain.slope_sum[0] * t[0]
+    gram_scaled = gram * scale
+    gram_scaled *= -scale[:, None]
+    pivots: list[Array] = []
+    updates: list[Array] = []
+    schur = gram_scaled
+    for k, tk in enumerate(t):
+        if k:
+            update = dtrsm(1.0, pivots[-1], chain.weights[k].T * (chain.slope_sum[k] * tk), lower=1, overwrite_b=1)
+            updates.append(update)
+            schur = update.T @ update
+            np.negative(schur, out=schur)
+        _add_to_diagonal(schur, 2 * tk)
+        if k + 1 < len(t):
+            if chain.curved[k + 1]:
+                follower = chain.weights[k + 1]
+                schur += 2 * (follower.T * (chain.slope_product[k + 1] * t[k + 1])) @ follower
+        else:
+            schur -= chain.output_gram
+        pivot = cholesky(schur)
+        if pivot is None:
+            return None
+        pivots.append(pivot)
+        logdet += 2 * float(np.log(pivot.diagonal()).sum())
+    return Factor(
+        t=t,
+        eta=eta,
+        pivots=pivots,
+        updates=updates,
+        reach=reach,
+        gram=gram,
+        input_inverse=input_inverse,
+        logdet=logdet,
+    )
+
+
+def band_inverse(chain: Chain, factor: Factor) -> Band:
+    """P = S^-1 on the clique band, and the gradient of logdet S: <A_j, P> for every unknown j."""
+    t = factor.t
+    gradient = np.empty(chain.neurons + chain.cost.size)
+    diagonal: list[Array] = [np.empty(0)] * len(t)
+    transfers: list[Array] = [np.empty(0)] * (len(t) - 1)
+    inverse = dtrtri(factor.pivots[-1], lower=1)[0]
+    block = inverse.T @ inverse
+    for k in range(len(t) - 1, 0, -1):
+        diagonal[k] = block
+        weight = chain.weights[k]
+        inverse = dtrtri(factor.pivots[k - 1], lower=1)[0]
+        transfer = dtrmm(1.0, inverse, factor.updates[k - 1], lower=1, trans_a=1)
+        transfers[k - 1] = transfer
+        cross = transfer @ block
+        entries = block.diagonal() - chain.slope_sum[k] * np.einsum("ij,ji->i", weight, cross)
+        block = inverse.T @ inverse
+        block += cross @ transfer.T
+        if chain.curved[k]:
+            entries = entries + chain.slope_product[k] * np.einsum("ij,ij->i", weight @ block, weight)
+        gradient[chain.spans[k]] = 2 * entries
+    diagonal[0] = block
+    scale = chain.slope_sum[0] * t[0]
+    scaled = block * scale
+    middle = scaled * scale[:, None]
+    entries = block.diagonal() - chain.slope_sum[0] * np.einsum("ij,ij->i", scaled, factor.gram)
+    if chain.curved[0]:
+        # W_1 P_00 W_1' = G + G S P_11 S G
+        curve = factor.gram.diagonal() + np.einsum("ij,ij->i", factor.gram @ middle, factor.gram)
+        entries = entries + chain.slope_product[0] * curve
+    gradient[chain.spans[0]] = 2 * entries
+    if chain.tied and not chain.curved[0]:
+        gradient[-1] = factor.input_inverse[0] * (factor.eta.size + np.einsum("ij,ij->", factor.gram, middle))
+    else:
+        own = factor.input_inverse if factor.input_inverse.ndim == 1 else factor.input_inverse.diagonal()
+        own = own + np.einsum("ij,ij->i", factor.reach @ middle, factor.reach)
+        gradient[chain.neurons :] = own.sum() if chain.tied else own
+    return Band(gradient=gradient, diagonal=diagonal, transfers=transfers)
+
+
+def hessian(chain: Chain, factor: Factor, band: Band) -> Array:
+    """The Hessian of -logdet S at y, shape (unknowns, unknowns)."""
+    count, spans = chain.neurons, chain.spans
+    inverse = np.empty((count, count))  # P on the hidden layers
+    for k in range(len(spans) - 1, -1, -1):
+        here, after = spans[k], slice(spans[k].stop, count)
+        inverse[here, here] = band.diagonal[k]
+        if k + 1 < len(spans):
+            np.matmul(band.transfers[k], inverse[spans[k + 1], after], out=inverse[here, after])
+            inverse[after, here] = inverse[here, after].T
+    first = spans[0]
+    scale = chain.slope_sum[0] * factor.t[0]
+    image = np.empty((count, count))  # Z = P A', A the map from all signals to the pre-activations
+    np.matmul(inverse[:, first] * scale, factor.gram, out=image[:, first])
+    for k in range(1, len(spans)):
+        if chain.sparse[k] is None:
+            np.matmul(inverse[:, spans[k - 1]], chain.weights[k].T, out=image[:, spans[k]])
+        else:
+            image[:, spans[k]] = (chain.sparse[k] @ inverse[spans[k - 1]]).T
+    alpha, beta = np.concatenate(chain.alpha), np.concatenate(chain.beta)
+    result = np.empty((count + chain.cost.size,) * 2)
+    for k, here in enumerate(spans):
+        ahead = slice(here.start, count)
+        if k == 0:
+            both = (factor.gram * scale) @ image[first]  # A P A', its rows of this layer
+            both[:, first] += factor.gram
+        elif chain.sparse[k] is None:
+            both = chain.weights[k] @ image[spans[k - 1], ahead]
+        else:
+            both = np.asarray(chain.sparse[k] @ image[spans[k - 1], ahead])
+        panel = _hadamard(
+            inverse[here, ahead], image[here, ahead], image[ahead, here].T, both, alpha[here], beta[here], alpha[ahead], beta[ahead]
+        )
+        result[here, ahead] = panel
+        if ahead.start + panel.shape[0] < count:
+            rest = slice(here.stop, count)
+            result[rest, here] = panel[:, panel.shape[0] :].T
+    _input_rows(chain, factor, band, inverse[first], image[first], result)
+    return result
+
+
+def _hadamard(
+    base: Array, right: Array, left: Array, both: Array, alpha: Array, beta: Array, alpha_ahead: Array, beta_ahead: Array
+) -> Array:
+    """2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)] on one panel, from P, P A', A P and A P A' there."""
+    right_beta = right * beta_ahead
+    left_beta = left * beta[:, None]
+    if not (np.any(alpha) or np.any(alpha_ahead)):
+        both *= beta[:, None]
+        both *= beta_ahead
+        # U = I: P o (P - x - y + q) + (P - x) o (P - y) = P o (2 (P - x - y) + q) + x o y
+        product = right_beta * left_beta
+        right_beta += left_beta
+        np.subtract(base, right_beta, out=right_beta)
+        right_beta *= 2
+        right_beta += both
+        right_beta *= base
+        right_beta += product
+        right_beta *= 2
+        return right_beta
+    right_alpha = base - right * alpha_ahead  # P U
+    right_beta = base - right_beta  # P R
+    low = left - both * alpha_ahead  # A P U
+    high = left - both * beta_ahead  # A P R
+    lower_lower = right_alpha - alpha[:, None] * low
+    upper_upper = right_beta - beta[:, None] * high
+    lower_upper = right_beta - alpha[:, None] * high
+    upper_lower = right_alpha - beta[:, None] * low
+    return np.asarray(2 * (lower_lower * upper_upper + lower_upper * upper_lower))
+
+
+def _input_rows(chain: Chain, factor: Factor, band: Band, inverse: Array, image: Array, result: Array) -> None:
+    """Rows and columns of eta, from the rows of P and of P A' of layer 1: P_0h U = K X, P_0h R = K Y."""
+    count, first = chain.neurons, chain.spans[0]
+    scale = chain.slope_sum[0] * factor.t[0]
+    reach = factor.reach if factor.reach.size else chain.weights[0].T * factor.input_inverse[0]
+    sides = []
+    for slopes in (np.concatenate(chain.alpha), np.concatenate(chain.beta)):
+        side = image * slopes
+        np.subtract(inverse, side, out=side)
+        side *= scale[:, None]
+        side[:, first][np.diag_indices(scale.size)] -= slopes[first]
+        sides.append(reach @ side)
+    middle = band.diagonal[0] * scale * scale[:, None]
+    corner = (reach @ middle) @ reach.T
+    if factor.input_inverse.ndim == 1:
+        _add_to_diagonal(corner, factor.input_inverse)
+    else:
+        corner += factor.input_inverse
+    cross = sides[0]
+    cross *= sides[1]
+    cross *= 2
+    corner *= corner
+    if chain.tied:
+        result[count, :count] = cross.sum(axis=0)
+        result[count, count] = corner.sum()
+    else:
+        result[count:, :count] = cross
+        result[count:, count:] = corner
+    result[:count, count:] = result[count:, :count].T
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Metric:
+    """A factored Hessian M, scaled to a unit diagonal: its Cholesky factor and M itself share one array."""
+
+    packed: Array  # lower triangle with diagonal: the factor; strict upper triangle: the scaled M
+    scale: Array  # diag(M)^-1/2
+
+    def solve(self, right: Array) -> Array:
+        """M^-1 right, right of shape (unknowns,) or (unknowns, k)."""
+        scale = self.scale if right.ndim == 1 else self.scale[:, None]
+        return np.asarray(scale * dpotrs(self.packed, scale * right, lower=1)[0])
+
+
+def factor_metric(matrix: Array) -> Metric | None:
+    """Cholesky of a Hessian (overwritten), regularised as little as lets it pass; None where that is not little."""
+    diagonal = matrix.diagonal().copy()
+    if not np.all(diagonal > 0) or not np.all(np.isfinite(diagonal)):
+        return None
+    scale = 1 / np.sqrt(diagonal)
+    matrix *= scale
+    matrix *= scale[:, None]
+    shift = 1e-15
+    while shift < 1e-8:
+        matrix[np.diag_indices_from(matrix)] = 1 + shift
+        packed, info = dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
+        if info == 0 and np.isfinite(packed.diagonal().sum()):
+            return Metric(packed=packed, scale=scale)
+        # the factor stands in the upper triangle of `matrix`; the lower one is untouched
+        matrix[...] = np.tril(matrix, -1)
+        matrix += matrix.T
+        shift *= 100
+    return None

@@ -1,0 +1,260 @@
+"""From any multipliers to a proved bound: repair, polish, prove.
+
+Nothing here is trusted but the last step: `proves_lmi` decides, in rigorous floating point, whether repaired multipliers
+satisfy the inequality, and the bound is computed from them in rational arithmetic, rounded up. A solver's status, its
+objective and the rounding of everything before play no part.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from lipmodel.certify.kernel import bound_squared, sqrt_up
+from lipmodel.certify.lmi import FloatSystem, Multipliers
+from lipmodel.certify.rigor import proves_lmi
+from lipmodel.elimination import (
+    Blocks,
+    Reduced,
+    backward_sweep,
+    closed_forms,
+    scaled_blocks,
+    top_eigenvalue,
+)
+from lipmodel.spec import Norm
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+MARGINS = (1e-10, 1e-12, 1e-8, 1e-6, 1e-4)
+"""How far inside the cone the hidden pivots are kept; the best proved bound decides between them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProvedMultipliers:
+    """Multipliers that satisfy the inequality, proved; the bound they give, rounded up; where they came from."""
+
+    multipliers: Multipliers
+    bound: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trial:
+    estimate: float
+    t: tuple[Array, ...]
+    g: Array
+    s: Array
+    origin: str
+
+
+def prove(
+    system: FloatSystem,
+    p: Norm,
+    q: Norm,
+    candidates: Iterable[tuple[str, Multipliers]] = (),
+    *,
+    closed: bool = True,
+    deadline: float = math.inf,
+    check: Callable[[Multipliers], bool] | None = None,
+) -> ProvedMultipliers | None:
+    """The best bound on L_{p->q} that the candidates, and the closed forms, give after repair.
+
+    p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
+    quality; non-finite, negative or missing entries are mended. check: what must accept the multipliers besides the
+    floating-point proof. None where nothing was proved (then a norm bound still is). Repair: block elimination of the
+    inequality from the output back, raising multipliers where a pivot fails; then the least (g, s) by the Schur
+    complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the inequality).
+    """
+    blocks = scaled_blocks(system)
+    best: ProvedMultipliers | None = None
+
+    def attempt(trial: _Trial) -> float:
+        """Prove a trial unless it cannot improve; the bound it gave, or infinity."""
+        nonlocal best
+        if best is not None and trial.estimate * blocks.scale_out >= best.bound * (1.0 - 1e-10):
+            return math.inf
+        found = _proved(system, blocks, trial, p, q, check)
+        if found is None:
+            return math.inf
+        if best is None or found.bound < best.bound:
+            best = found
+        return found.bound
+
+    for origin, m in candidates:
+        for margin in MARGINS:
+            for trial in _trials_of(blocks, m, p, q, margin, origin):
+                if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9):
+                    break
+            else:
+                if best is None or time.monotonic() < deadline:
+                    continue
+            break
+    if closed and (best is None or time.monotonic() < deadline):
+        trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
+        for trial in trials:
+            if math.isfinite(attempt(trial)):
+                break
+    return best
+
+
+def _trials_of(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, margin: float, origin: str) -> Iterator[_Trial]:
+    t = scaled_multipliers(blocks, m.t)
+    if t is None or len(m.g) != blocks.sizes[0] or len(m.s) != blocks.outputs:
+        return
+    reduced = backward_sweep(blocks, t, margin)
+    if reduced is not None:
+        s = _sanitised(np.asarray(m.s) / blocks.scale_out / blocks.scale_out)
+        yield from _finish(reduced, p, q, _sanitised(m.g), s, f"{origin}, margin {margin:g}")
+
+
+def scaled_multipliers(blocks: Blocks, t: Sequence[Array]) -> list[Array] | None:
+    """t in the scaled signals, mended: wrong shapes give None, non-finite and negative entries zero."""
+    if len(t) != len(blocks.pre) or any(np.shape(x) != (n,) for x, n in zip(t, blocks.sizes[1:], strict=True)):
+        return None
+    scaled = []
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for x, c in zip(t, blocks.scale[1:], strict=True):
+            y = np.asarray(x, dtype=np.float64) * c * c
+            scaled.append(np.where(np.isfinite(y) & (y > 0.0), y, 0.0))
+    if scaled and not any(np.any(x > 0.0) for x in scaled):
+        return None
+    return scaled
+
+
+def _sanitised(x: Array) -> Array:
+    x = np.asarray(x, dtype=np.float64)
+    x = np.where(np.isfinite(x) & (x > 0.0), x, 0.0)
+    level = float(x.mean()) if x.size else 0.0
+    return np.maximum(x, 1e-9 * level) if level > 0.0 else np.ones_like(x)
+
+
+def _closed_trials(blocks: Blocks, p: Norm, q: Norm) -> Iterator[_Trial]:
+    n0, m = blocks.sizes[0], blocks.outputs
+    ones = np.ones(n0), np.ones(m)
+    scratch = backward_sweep(blocks, None, 1e-10)
+    if scratch is not None:
+        yield from _finish(scratch, p, q, *ones, "sweep")
+    if not blocks.pre:
+        return
+    for name, t in closed_forms(blocks, p):
+        reduced = backward_sweep(blocks, t, 1e-8)
+        if reduced is not None:
+            yield from _finish(reduced, p, q, *ones, name)
+
+
+def _finish(reduced: Reduced, p: Norm, q: Norm, g: Array, s: Array, origin: str) -> Iterator[_Trial]:
+    """The least (g, s) with diag(g, s) >= N, along the candidate directions."""
+    n0 = reduced.inputs
+    size = np.sum(np.abs(reduced.ends), axis=1)
+    rows_g, rows_s = _sanitised(size[:n0]), _sanitised(size[n0:])
+    flat_g, flat_s = np.ones(n0), np.ones(len(s))
+    g_first = p == "2" or n0 == 1
+    s_first = q == "2" or len(s) == 1
+    starts = [(flat_g if g_first else g, flat_s if s_first else s)]
+    if not (g_first and s_first):
+        starts.append((flat_g if g_first else rows_g, flat_s if s_first else rows_s))
+        starts.append((flat_g, flat_s))
+    for g0, s0 in starts:
+        trial = _scaled_ends(reduced, p, q, g0, s0, origin)
+        if trial is not None:
+            yield trial
+
+
+def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origin: str) -> _Trial | None:
+    """Minimise a b over a, b > 0 with diag(a g0, b s0) >= N: a(b) by a Schur complement, b by golden section."""
+    n0 = reduced.inputs
+    rg, rs = 1.0 / np.sqrt(g0), 1.0 / np.sqrt(s0)
+    root = np.concatenate([rg, rs])
+    n = root[:, None] * reduced.ends * root
+    n00, n10, n11 = n[:n0, :n0], n[n0:, :n0], n[n0:, n0:]
+    values, vectors = sla.eigh(n11, check_finite=False)
+    turned = vectors.T @ n10
+    least = max(float(values[-1]), 0.0)
+    reach = max(least, top_eigenvalue(np.abs(n)) if n.shape[0] <= 64 else float(np.abs(n).sum(axis=1).max()), 1e-300)
+
+    top_of = _updated_top(n00, turned)
+
+    def a_of(b: float) -> float:
+        gap = b - values
+        return math.inf if np.any(gap <= 0.0) else max(top_of(1.0 / gap), 1e-12 * reach)
+
+    low, high = math.log(max(least, 1e-9 * reach)), math.log(max(least, 1e-9 * reach)) + 14.0
+    golden = (math.sqrt(5.0) - 1.0) / 2.0
+    x1, x2 = high - golden * (high - low), low + golden * (high - low)
+    f1, f2 = (math.log(max(a_of(math.exp(x)), 1e-300)) + x for x in (x1, x2))
+    for _ in range(40 if n0 <= 150 else 24):
+        if f1 <= f2:
+            high, x2, f2 = x2, x1, f1
+            x1 = high - golden * (high - low)
+            f1 = math.log(max(a_of(math.exp(x1)), 1e-300)) + x1
+        else:
+            low, x1, f1 = x1, x2, f2
+            x2 = low + golden * (high - low)
+            f2 = math.log(max(a_of(math.exp(x2)), 1e-300)) + x2
+    x = x1 if f1 <= f2 else x2
+    b = math.exp(x)
+    a = a_of(b)
+    if not (math.isfinite(a) and a > 0.0):
+        return None
+    g, s = a * g0, b * s0
+    price = math.sqrt(float(g.max() if p == "2" else g.sum())) * math.sqrt(float(s.max() if q == "2" else s.sum()))
+    return _Trial(estimate=price, t=reduced.t, g=g, s=s, origin=origin) if math.isfinite(price) else None
+
+
+def _updated_top(a: Array, w: Array) -> Callable[[Array], float]:
+    """d -> largest eigenvalue of a + w' diag(d) w, d > 0: by a secular equation where w has few rows."""
+    m, n = w.shape
+    if 4 * m > n:
+        return lambda d: top_eigenvalue(a + w.T @ (d[:, None] * w))
+    values, vectors = sla.eigh(a, check_finite=False)
+    turned = w @ vectors
+    low0 = float(values[-1])
+
+    def top(d: Array) -> float:
+        scaled = np.sqrt(d)[:, None] * turned
+        low, high = low0, low0 + float(np.sum(scaled * scaled))
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            gap = middle - values
+            # middle is above the spectrum iff I - scaled (middle - values)^-1 scaled' is nonnegative
+            if gap[-1] > 0.0 and top_eigenvalue((scaled / gap) @ scaled.T) <= 1.0:
+                high = middle
+            else:
+                low = middle
+            if high - low <= 1e-15 * abs(high):
+                break
+        return high
+
+    return top
+
+
+def _proved(
+    system: FloatSystem, blocks: Blocks, trial: _Trial, p: Norm, q: Norm, check: Callable[[Multipliers], bool] | None
+) -> ProvedMultipliers | None:
+    """Widen the ends until the proof goes through; a few roundings at first, more for badly conditioned networks."""
+    delta = 4e-14
+    while delta < 0.3:
+        m = unscaled(blocks, trial, delta)
+        if m is not None and proves_lmi(system, m) and (check is None or check(m)):
+            return ProvedMultipliers(multipliers=m, bound=sqrt_up(bound_squared(m, p, q)), origin=trial.origin)
+        delta *= 8.0
+    return None
+
+
+def unscaled(blocks: Blocks, trial: _Trial, delta: float) -> Multipliers | None:
+    """The multipliers of the network itself, the ends widened by delta; None where they leave the range of floats."""
+    with np.errstate(over="ignore", under="ignore"):
+        t = tuple(x / (c * c) for x, c in zip(trial.t, blocks.scale[1:], strict=True))
+        g = trial.g * (1.0 + delta)
+        s = trial.s * (1.0 + delta) * blocks.scale_out * blocks.scale_out
+    # (g, t, s) -> (c g, c t, s / c) changes nothing: use it to keep the numbers in the middle of the range.
+    flat = np.concatenate([g, *t])
+    if not (np.all(np.isfinite(flat)) and np.all(flat > 0.0) and np.all(s > 0.0) and np.all(np.isfinite(s))):
+        return None
+    return Multipliers(t=t, g=g, s=s)

@@ -1,0 +1,322 @@
+"""`verify`: does a certificate prove its claim about an ONNX file? Decided in exact arithmetic.
+
+The inequality is rebuilt from the file, never from the formulation that found the multipliers. What is refused is
+refused by raising `Refuted` with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lipmodel.certify.certificate import SCHEMA, choice, expect_keys, parse, read_float, read_vector
+from lipmodel.certify.lmi import Multipliers
+from lipmodel.errors import LipmodelError, Refuted, UsageError
+from lipmodel.families import Member, chosen_outputs, measured, restricted, row_labels
+from lipmodel.network.graph import Network
+from lipmodel.network.increments import IncrementSystem, exact_system, increments, product_system
+from lipmodel.spec import Norm, Spec, as_norm
+
+CERTIFICATE_KEYS = {"schema", "network", "claim", "formulation", "upper", "lower", "assumptions"}
+CLAIM_KEYS = {"semantics", "input_norm", "output_norm", "domain", "outputs", "bound", "lower_bound"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed."""
+
+    bound: float | None
+    lower_bound: float | None
+    assumptions: tuple[str, ...]
+    spec: Spec
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verified": True,
+            "bound": self.bound,
+            "lower_bound": self.lower_bound,
+            "assumptions": list(self.assumptions),
+            "spec": self.spec.to_json(),
+            "sha256": self.sha256,
+        }
+
+
+def verify(network: Any, certificate: Any) -> Verdict:
+    """Check a certificate (or a result that contains one) against an ONNX file, in exact arithmetic.
+
+    network: a path to the ONNX file, or a Network. certificate: a path, JSON text, a mapping, or a Result.
+    Raises Refuted with the reason; RefusedInput where the network itself is refused.
+    """
+    data = _read(certificate)
+    expect_keys(data, CERTIFICATE_KEYS, "certificate")
+    if data["schema"] != SCHEMA:
+        raise Refuted(f"certificate: schema {data['schema']!r}, expected {SCHEMA!r}")
+    named = expect_keys(data["network"], {"sha256", "graph_input", "graph_output"}, "certificate.network")
+    claim = expect_keys(data["claim"], CLAIM_KEYS, "certificate.claim")
+    if claim["semantics"] != "real":
+        raise Refuted(f"certificate.claim: semantics {claim['semantics']!r}, expected 'real'")
+    try:
+        spec = Spec.from_json(claim)
+    except UsageError as error:
+        raise Refuted(f"certificate.claim: {error}") from None
+    if str(spec.outputs) != claim["outputs"] or claim["domain"] != "global":
+        raise Refuted("certificate.claim: outputs or domain are not in their canonical form")
+    net = _network(network, named)
+    if named["sha256"] != net.source.sha256:
+        raise Refuted(f"the certificate is about another network: sha256 {named['sha256']!r}, the file has {net.source.sha256!r}")
+    try:
+        system = chosen_outputs(increments(net), spec.outputs)
+    except UsageError as error:
+        raise Refuted(f"certificate.claim: {error}") from None
+    assumptions = _assumptions(data["assumptions"])
+    bound = _upper(system, spec, data["upper"], claim["bound"], assumptions)
+    lower = _lower(net, spec, data["lower"], claim["lower_bound"])
+    if bound is not None and lower is not None and lower > bound:
+        raise Refuted(f"the lower bound {lower!r} is above the bound {bound!r}")
+    texts = tuple(a["statement"] for a in assumptions)
+    return Verdict(bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256)
+
+
+def _read(certificate: Any) -> dict[str, Any]:
+    if hasattr(certificate, "certificate"):
+        certificate = certificate.certificate
+    if isinstance(certificate, str) and certificate.lstrip().startswith("{"):
+        certificate = parse(certificate)
+    elif isinstance(certificate, bytes):
+        certificate = parse(certificate)
+    elif isinstance(certificate, str | os.PathLike):
+        try:
+            content = Path(certificate).read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read {certificate}: {error.strerror or error}") from error
+        certificate = parse(content)
+    elif isinstance(certificate, Mapping):
+        try:
+            certificate = parse(json.dumps(certificate, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise Refuted(f"the certificate is not plain JSON: {error}") from None
+    if isinstance(certificate, dict) and "certificate" in certificate:
+        return _of_result(certificate)
+    if not isinstance(certificate, dict):
+        raise Refuted("no certificate: the result proves nothing")
+    return certificate
+
+
+def _of_result(result: dict[str, Any]) -> dict[str, Any]:
+    """The certificate inside a result, whose own statements must be the ones that the certificate proves."""
+    inner = result["certificate"]
+    if not isinstance(inner, dict):
+        raise Refuted("no certificate: the result proves nothing")
+    claim = inner.get("claim")
+    if not isinstance(claim, dict):
+        raise Refuted("certificate.claim: missing")
+    assumed = bool(inner.get("assumptions"))
+    stated = {
+        "bound": (_stated(result.get("bound")), None if claim.get("bound") is None else read_float(claim["bound"], "claim.bound")),
+        "lower_bound": (
+            result.get("lower_bound"),
+            None if claim.get("lower_bound") is None else read_float(claim["lower_bound"], "claim.lower_bound"),
+        ),
+    }
+    for key, (said, proved) in stated.items():
+        if said != proved or isinstance(said, bool):
+            raise Refuted(f"the result says {key} = {said!r}, its certificate {proved!r}")
+    spec = result.get("spec")
+    keys = ("input_norm", "output_norm", "domain", "outputs")
+    if not isinstance(spec, dict) or any(spec.get(k) != claim.get(k) for k in keys):
+        raise Refuted("the result and its certificate answer different questions (spec)")
+    network = result.get("network")
+    named = inner.get("network")
+    if not (isinstance(network, dict) and isinstance(named, dict) and network.get("sha256") == named.get("sha256")):
+        raise Refuted("the result and its certificate are about different networks (sha256)")
+    expected = "none" if claim.get("bound") is None else "model" if assumed else "proved"
+    if result.get("assurance") != expected and not (expected == "none" and result.get("assurance") == "numeric"):
+        raise Refuted(f"the result says assurance {result.get('assurance')!r}; its certificate gives {expected!r}")
+    _check_derived(result, inner)
+    return inner
+
+
+def _check_derived(result: dict[str, Any], inner: dict[str, Any]) -> None:
+    """`exact` and `per_output` follow from the certificate; they must not say more than it proves."""
+    bound, lower = result.get("bound"), result.get("lower_bound")
+    numbers = isinstance(bound, int | float) and isinstance(lower, int | float)
+    meets = numbers and bound - lower <= 1e-9 * bound
+    if result.get("exact") != bool(meets):
+        raise Refuted(f"the result says exact = {result.get('exact')!r}, which its bracket does not support")
+    per = result.get("per_output")
+    if per is None:
+        return
+    upper = inner.get("upper")
+    proved: dict[Any, float] = {}
+    if isinstance(upper, dict) and upper.get("rule") == "largest" and isinstance(upper.get("members"), list):
+        for member in upper["members"]:
+            proof = member.get("proof") if isinstance(member, dict) else None
+            if isinstance(proof, dict) and member.get("row") is not None:
+                value = read_float(proof.get("bound"), "proof.bound")
+                proved[member["row"]] = max(value, proved.get(member["row"], 0.0))
+    if not isinstance(per, list) or len(per) != len(proved):
+        raise Refuted("the result lists bounds per output that its certificate does not prove")
+    for row, entry in enumerate(per):
+        if not isinstance(entry, dict) or set(entry) != {"output", "bound", "lower_bound"}:
+            raise Refuted("the result's per_output entries have the keys output, bound and lower_bound")
+        if entry["bound"] != proved.get(row) or entry["lower_bound"] is not None:
+            raise Refuted(f"the result's bound for output {entry['output']!r} is not the one that its certificate proves")
+
+
+def _stated(value: Any) -> Any:
+    return None if value == "inf" else value
+
+
+def _network(network: Any, named: dict[str, Any]) -> Network:
+    from lipmodel.network.onnx_import import load
+
+    if isinstance(network, Network):
+        return network
+    for key in ("graph_input", "graph_output"):
+        value = named[key]
+        fine = value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        if not fine:
+            raise Refuted(f"certificate.network: {key} must be null, a name or a list of names")
+    try:
+        return load(network, graph_input=named["graph_input"], graph_output=named["graph_output"])
+    except UsageError as error:
+        raise Refuted(f"certificate.network: {error}") from None
+
+
+def _upper(system: IncrementSystem, spec: Spec, proof: Any, stated: Any, assumptions: list[dict[str, Any]]) -> float | None:
+    if proof is None:
+        if stated is not None:
+            raise Refuted("the certificate claims a bound without a proof")
+        if assumptions:
+            raise Refuted("the certificate lists assumptions that nothing uses")
+        return None
+    bound = read_float(stated, "certificate.claim.bound")
+    q = measured(spec).output_norm
+    if assumptions:
+        checker = partial(choice(proof, {"lmi": _lmi}, "certificate.upper (with assumptions)"), assumptions=assumptions)
+    else:
+        checker = partial(choice(proof, {"lmi": _lmi, "product": _product, "largest": _largest}, "certificate.upper"))
+    proved = checker(system, spec.input_norm, q, proof)
+    if proved != bound:
+        raise Refuted(f"the certificate claims {bound!r}, its proof is about {proved!r}")
+    return bound
+
+
+def _pair(proof: dict[str, Any], p: Norm, q: Norm, inputs: int, outputs: int) -> tuple[Norm, Norm]:
+    """The norm pair of a proof, if it is the one asked for (any, on a side with one entry)."""
+    norms = proof["norms"]
+    if not isinstance(norms, list) or len(norms) != 2 or any(n not in ("1", "2", "inf") for n in norms):
+        raise Refuted(f"proof: norms {norms!r} are not a pair of norms")
+    a, b = as_norm(norms[0]), as_norm(norms[1])
+    if (a != p and inputs != 1) or (b != q and outputs != 1):
+        raise Refuted(f"proof: it is about L({a}→{b}), the claim about L({p}→{q})")
+    return a, b
+
+
+def _lmi(
+    system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any], assumptions: Sequence[dict[str, Any]] = ()
+) -> float:
+    from lipmodel.certify.kernel import check_lmi
+
+    expect_keys(proof, {"rule", "norms", "t", "g", "s", "bound"}, "proof")
+    pair = _pair(proof, p, q, system.input.size, system.output.size)
+    if not isinstance(proof["t"], list) or len(proof["t"]) != len(system.activations):
+        raise Refuted(f"proof.t: expected one list for each of the {len(system.activations)} activations")
+    t = tuple(read_vector(v, f"proof.t[{k}]", a.size) for k, (v, a) in enumerate(zip(proof["t"], system.activations, strict=True)))
+    g = read_vector(proof["g"], "proof.g", system.input.size)
+    s = read_vector(proof["s"], "proof.s", system.output.size)
+    bound = read_float(proof["bound"], "proof.bound")
+    multipliers = Multipliers(t=t, g=g, s=s)
+    if assumptions:
+        from lipmodel.certify.assumed import check_assuming
+
+        terms = [term for a in assumptions for term in a["terms"]]
+        check_assuming(system, multipliers, pair[0], pair[1], bound, terms)
+    else:
+        check_lmi(exact_system(system), multipliers, pair[0], pair[1], bound)
+    return bound
+
+
+def _product(system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any]) -> float:
+    from lipmodel.certify.product_rule import check_product
+
+    expect_keys(proof, {"rule", "norms", "spectral", "bound"}, "proof")
+    pair = _pair(proof, p, q, system.input.size, system.output.size)
+    claims = [] if proof["spectral"] == [] else [float(v) for v in read_vector(proof["spectral"], "proof.spectral")]
+    bound = read_float(proof["bound"], "proof.bound")
+    check_product(product_system(system), pair[0], pair[1], bound, claims)
+    return bound
+
+
+def _largest(system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any]) -> float:
+    """Every row (q = inf) and/or every column (p = 1), each with a proof of its own."""
+    expect_keys(proof, {"rule", "members", "bound"}, "proof")
+    listed = proof["members"]
+    if not isinstance(listed, list) or not listed:
+        raise Refuted("proof.members: expected a list of proofs")
+    members = [expect_keys(m, {"row", "column", "proof"}, f"proof.members[{k}]") for k, m in enumerate(listed)]
+    for axis, size, norm, needed in (("row", system.output.size, q, "inf"), ("column", system.input.size, p, "1")):
+        for m in members:
+            index = m[axis]
+            if index is not None and (isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < size):
+                raise Refuted(f"proof.members: {axis} {index!r} does not exist")
+            if index is not None and norm != needed:
+                raise Refuted(f"proof.members: single {axis}s prove nothing for the norm {norm}")
+    by_row = members[0]["row"] is not None
+    by_column = members[0]["column"] is not None
+    if not by_row and not by_column:
+        raise Refuted("proof.members: neither rows nor columns")
+    rows: list[int | None] = list(range(system.output.size)) if by_row else [None]
+    columns: list[int | None] = list(range(system.input.size)) if by_column else [None]
+    found = [(m["row"], m["column"]) for m in members]
+    expected = {(r, c) for r in rows for c in columns}
+    if len(found) != len(set(found)) or set(found) != expected:
+        raise Refuted("proof.members: the rows and columns are not each covered exactly once")
+    bound = read_float(proof["bound"], "proof.bound")
+    for m in members:
+        part = restricted(system, Member(row=m["row"], column=m["column"], norms=(p, q)))
+        checker = choice(m["proof"], {"lmi": _lmi, "product": _product}, "proof.members")
+        value = checker(part, p, q, m["proof"])
+        if value > bound:
+            raise Refuted(f"the bound {bound!r} is below that of row {m['row']}, column {m['column']}: {value!r}")
+    return bound
+
+
+def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
+    if witness is None:
+        if stated is not None:
+            raise Refuted("the certificate claims a lower bound without a witness")
+        return None
+    from lipmodel.lower.witness import Witness, witness_ratio
+
+    found = Witness.from_json(witness)
+    if (found.p, found.q, str(found.outputs)) != (spec.input_norm, spec.output_norm, str(spec.outputs)):
+        raise Refuted("certificate.lower: the witness answers another question")
+    lower = read_float(stated, "certificate.claim.lower_bound")
+    if found.ratio != lower:
+        raise Refuted(f"the certificate claims the lower bound {lower!r}, its witness {found.ratio!r}")
+    if lower == 0.0:
+        return lower
+    try:
+        ratio = witness_ratio(net, found.x, found.y, found.p, found.q, found.outputs)
+    except (UsageError, LipmodelError) as error:
+        raise Refuted(f"certificate.lower: {error}") from None
+    if not ratio >= lower > 0.0:
+        raise Refuted(f"the witness pair proves {ratio!r}, not {lower!r}")
+    return lower
+
+
+def _assumptions(data: Any) -> list[dict[str, Any]]:
+    if not isinstance(data, list):
+        raise Refuted("certificate.assumptions: expected a list")
+    for k, a in enumerate(data):
+        expect_keys(a, {"statement", "terms"}, f"certificate.assumptions[{k}]")
+        if not isinstance(a["statement"], str) or not isinstance(a["terms"], list):
+            raise Refuted(f"certificate.assumptions[{k}]: a statement is a text, and terms are a list")
+    return list(data)

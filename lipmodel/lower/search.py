@@ -1,0 +1,281 @@
+"""The search for a witness pair: anytime, in floating point, and only exact quotients count."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from lipmodel.lower.balls import Array
+from lipmodel.lower.linearise import FloatProgram, float_program
+from lipmodel.lower.moves import Point, chord, climb, flips, local_norms, metric
+from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
+from lipmodel.spec import Norm, Outputs, parse_outputs
+
+if TYPE_CHECKING:
+    from lipmodel.network.graph import Network
+
+POOL = 400
+"""Visited points that are remembered."""
+
+
+def search(
+    network: Network,
+    p: Norm,
+    q: Norm,
+    *,
+    outputs: Outputs | str = "all",
+    time_limit: float | None = 1.0,
+    deadline: float | None = None,
+    seed: int = 0,
+    box: tuple[Array, Array] | None = None,
+    target: float | None = None,
+) -> Witness | None:
+    """The best witness pair found for ||f(x)-f(y)||_q / ||x-y||_p; None where every quotient found is 0 or undecided.
+
+    time_limit: seconds; deadline: in the clock of time.perf_counter, whichever comes first; a first attempt is made in
+    any case. seed: equal seeds try equal starts. box: (lower, upper), shape (inputs,), in which both points stay.
+    target: the search ends when a quotient reaches it (a proved upper bound, for example). The ratio of the witness is
+    proved, whatever the search believed. Raises UsageError where the outputs do not fit the network.
+    """
+    begin = time.perf_counter()
+    end = min(
+        math.inf if deadline is None else deadline, math.inf if time_limit is None else begin + max(time_limit, 0.0)
+    )
+    chosen = parse_outputs(outputs)
+    rows, mode = output_rows(chosen, network.output_size)
+    hunt = Hunt(
+        program=float_program(network, rows),
+        pairs=pair_program(network),
+        p=p,
+        q=q if mode == "vector" else "inf",
+        rows=rows,
+        mode=mode,
+        asked=q,
+        outputs=chosen,
+        end=end,
+        rng=np.random.default_rng(seed),
+        box=None if box is None else _checked(box, network.input_size),
+        target=math.inf if target is None else target,
+    )
+    hunt.run()
+    return hunt.best
+
+
+def _checked(box: tuple[Array, Array], size: int) -> tuple[Array, Array]:
+    low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64).ravel(), (size,)) for b in box)
+    return low, high
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Hunt:
+    """The state of one search."""
+
+    program: FloatProgram
+    pairs: PairProgram
+    p: Norm
+    q: Norm
+    rows: Rows | None
+    mode: Mode
+    asked: Norm
+    outputs: Outputs
+    end: float
+    rng: np.random.Generator
+    box: tuple[Array, Array] | None
+    target: float
+    best: Witness | None = None
+    offered: float = 0.0
+    scale: float = 1.0
+    batch: int = 8
+    pool: dict[bytes, Point] = field(default_factory=dict)
+    steps: int = 0
+
+    def run(self) -> None:
+        """Search until the time is over, the target is reached, or there is nothing left to try."""
+        with np.errstate(all="ignore"), threadpool_limits(limits=1):
+            self._start()
+            if self.program.neurons == 0:
+                return
+            while not self.over:
+                if self.rng.random() < 0.15 or not self._expand():
+                    self.visit(self.starts(self.batch))
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() >= self.end or (self.best is not None and self.best.ratio >= self.target)
+
+    # --- points ---
+
+    def _start(self) -> None:
+        program = self.program
+        zero = np.zeros((program.inputs, 1)) if self.box is None else (0.5 * (self.box[0] + self.box[1]))[:, None]
+        stack = program.forward(zero)
+        if program.neurons:
+            noise = self.rng.standard_normal((program.inputs, 1))
+            tangent = program.push(program.slopes(stack), noise)[1]
+            reach = np.min(np.abs(np.where(np.isfinite(program.breaks), program.breaks - stack, np.inf)), axis=1, initial=np.inf)
+            ratio = reach / np.maximum(np.abs(tangent[:, 0]), 1e-300)
+            ratio = ratio[np.isfinite(ratio) & (ratio > 0) & (ratio < 1e100)]
+            if len(ratio):
+                self.scale = float(np.clip(np.median(ratio), 1e-6, 1e6))
+        self.visit(np.concatenate([zero, self.starts(7)], axis=1))
+
+    def starts(self, count: int) -> Array:
+        """Random points at many scales, shape (inputs, count)."""
+        n = self.program.inputs
+        if self.box is not None:
+            low, high = self.box
+            x = self.rng.uniform(size=(n, count))
+            corner = self.rng.random(count) < 0.25
+            return low[:, None] + (high - low)[:, None] * np.where(corner, np.round(x), x)
+        size = self.scale * 10.0 ** self.rng.uniform(-1.5, 2.5, count)
+        x = self.rng.standard_normal((n, count)) * size
+        x[:, ::4] *= self.rng.random((n, len(range(0, count, 4)))) < 0.3
+        return np.asarray(x + 1e-9 * self.scale * self.rng.standard_normal((n, count)))
+
+    def visit(self, x: Array) -> float:
+        """Evaluate the columns of x, remember them, and make a witness of the best one; returns its value."""
+        if self.box is not None:
+            x = np.clip(x, self.box[0][:, None], self.box[1][:, None])
+        begin = time.perf_counter()
+        stack, found = local_norms(self.program, x, self.p, self.q)
+        value = np.where(np.isfinite(found.value), found.value, 0.0)
+        floor = min((t.value for t in self.pool.values()), default=0.0) if len(self.pool) >= POOL else 0.0
+        for k in np.argsort(-value, kind="stable").tolist():
+            if value[k] <= floor:
+                break
+            key = self._key(stack[:, k], x[:, k])
+            if key not in self.pool:
+                self.pool[key] = Point(x=x[:, k].copy(), value=float(value[k]), v=found.v[k], u=found.u[k])
+        if len(self.pool) > 2 * POOL:
+            kept = sorted(self.pool.items(), key=lambda item: -item[1].value)[:POOL]
+            self.pool = dict(kept)
+        top = int(np.argmax(value))
+        if value[top] > self.offered * (1.0 + 1e-12):
+            self.offer(x[:, top])
+        spent = time.perf_counter() - begin
+        self.batch = int(np.clip(0.02 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
+        return float(value[top])
+
+    def _key(self, stack: Array, x: Array) -> bytes:
+        if self.program.has_smooth:
+            return x.tobytes()
+        live = self.program.jumps != 0.0
+        return np.packbits((stack[:, None] > self.program.breaks)[live]).tobytes()
+
+    # --- moves ---
+
+    def _expand(self) -> bool:
+        """Try moves from a promising point; False where no point is left."""
+        program = self.program
+        points = sorted(self.pool.values(), key=lambda t: -t.value / (1.0 + 0.02 * t.visits))
+        if not points:
+            return False
+        rank = 0 if self.rng.random() < 0.6 else int(len(points) * self.rng.random() ** 3)
+        point = points[rank]
+        point.visits += 1
+        known = flips(program, point)
+        parts: list[Array] = []
+        x = point.x[:, None]
+        chunk = max(4, self.batch // 2)
+        single = np.arange(point.tried, min(point.tried + chunk, len(known.neuron)))
+        point.tried += len(single)
+        gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:METRIC_WANTED]
+        wanted = np.unique(np.concatenate([known.neuron[single], known.neuron[gainful]]))
+        if len(wanted):
+            space = metric(program, known, wanted)
+            if len(single):
+                over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5, len(single))
+                parts.append(x + space.singles(known.neuron[single], known.need[single] * over))
+            for count in self._counts(len(gainful)):
+                some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
+                some = some[np.unique(known.neuron[some], return_index=True)[1]]
+                over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
+                parts.append(x + space.step(known.neuron[some], known.need[some] * over)[:, None])
+        lengths = 10.0 ** self.rng.uniform(-4, 1, max(2, self.batch // 6))
+        size = max(self.scale, float(np.max(np.abs(point.x))))
+        direction = self.rng.standard_normal((program.inputs, len(lengths)))
+        direction[:, ::3] = point.v[:, None] * self.rng.choice([-1.0, 1.0], len(lengths[::3]))
+        direction /= np.maximum(np.max(np.abs(direction), axis=0), 1e-300)
+        if program.has_smooth:
+            slope = climb(program, known)
+            direction[:, 1::3] = (slope / max(float(np.max(np.abs(slope))), 1e-300))[:, None]
+        parts.append(x + direction * (lengths * size))
+        self.visit(np.concatenate(parts, axis=1))
+        return True
+
+    def _counts(self, limit: int) -> list[int]:
+        top = min(limit, self.program.inputs)
+        counts = {int(round(2 ** (0.5 * k))) for k in range(2, 22)} | {top}
+        return sorted(c for c in counts if 2 <= c <= top)[: max(2, self.batch // 4)]
+
+    # --- witnesses ---
+
+    def offer(self, x: Array) -> None:
+        """Make a pair around x, measure it exactly, and keep it if it is the best."""
+        _, found = local_norms(self.program, x[:, None], self.p, self.q, thorough=True)
+        value, v = float(found.value[0]), found.v[0]
+        for a, b in self.proposals(x, v):
+            ratio = self.pairs.ratio(a, b, self.p, self.asked, rows=self.rows, mode=self.mode)
+            if ratio > (0.0 if self.best is None else self.best.ratio):
+                self.best = Witness(x=a, y=b, p=self.p, q=self.asked, outputs=self.outputs, ratio=ratio)
+            if ratio >= value * (1.0 - 1e-12):
+                break
+        self.offered = max(self.offered, value if self.best is None else self.best.ratio)
+
+    def proposals(self, x: Array, v: Array) -> list[tuple[Array, Array]]:
+        """Pairs along v near x, the likeliest first."""
+        low, high, steepest = chord(self.program, x, v)
+        size = max(1.0, float(np.max(np.abs(x))))
+        low, high = max(low, -size), min(high, size)
+        if self.box is not None:
+            low, high = self._inside(x, v, low, high)
+        if not high > low:
+            low, high = -1e-9 * size, 1e-9 * size
+        if self.program.has_smooth:
+            h = 2.0**-24 / max(steepest, 1e-300)
+            lengths = [(0.0, h), (0.0, 16.0 * h), (0.0, h / 16.0)]
+            lengths = [(max(c, low + t), t) for c, t in lengths if 2 * t < high - low] or [(0.5 * (low + high), 0.45 * (high - low))]
+        else:
+            middle, half = 0.5 * (low + high), 0.5 * (high - low)
+            lengths = [(middle, 0.9 * half), (middle, half / 64.0), (0.0, min(-low, high) / 2.0)]
+        out = []
+        for center, h in lengths:
+            pair = self._rounded(x + center * v, h, v)
+            if not np.array_equal(*pair):
+                out.append(pair)
+        return out
+
+    def _inside(self, x: Array, v: Array, low: float, high: float) -> tuple[float, float]:
+        assert self.box is not None
+        for bound in self.box:
+            times = (bound - x)[v != 0] / v[v != 0]
+            low = max(low, float(np.max(times[times < 0], initial=-np.inf)))
+            high = min(high, float(np.min(times[times > 0], initial=np.inf)))
+        for bound, sign in zip(self.box, (-1.0, 1.0), strict=True):
+            at = x == bound
+            if np.any(sign * v[at] > 0):
+                high = min(high, 0.0)
+            if np.any(sign * v[at] < 0):
+                low = max(low, 0.0)
+        return low, high
+
+    def _rounded(self, center: Array, h: float, v: Array) -> tuple[Array, Array]:
+        """center -+ h v on a grid of doubles on which sums and sign vectors times h are exact."""
+        top = float(np.max(np.abs(center))) + 2.0 * h
+        grid = math.ldexp(1.0, max(math.frexp(top)[1] - 52, -1000))
+        h = max(round(h / grid), 1.0) * grid
+        middle = np.round(center / grid) * grid
+        step = np.round(h * v / grid) * grid
+        a, b = middle - step, middle + step
+        if self.box is not None:
+            a, b = (np.clip(t, *self.box) for t in (a, b))
+        return a, b
+
+
+METRIC_WANTED = 192
+"""Neurons whose change would gain, at most this many at once."""

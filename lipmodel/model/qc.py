@@ -1,0 +1,25 @@
+"""Quadratic constraints that hold for every pair of points of a network: the inequalities a formulation may use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lipmodel.model.forms import QuadraticForm
+from lipmodel.model.terms import Factored, Rule
+from lipmodel.model.variables import as_expression
+
+
+def slope_restricted(activation: Any, multiplier: Any) -> QuadraticForm:
+    """2 sum_j t_j (w_j - alpha_j v_j)(beta_j v_j - w_j) >= 0, for w = phi(v) with slopes in [alpha, beta].
+
+    multiplier: t, one entry per neuron (shape (size,)) or a single one; only diagonal multipliers are valid for
+    activations that act on different increments (Fazlyab, Robey, Hassani, Morari & Pappas 2019, arXiv 1906.04893, with
+    the correction of Pauli, Koch, Berberich, Kohler & Allgower 2022, arXiv 2005.02929).
+    """
+    v, w = activation.pre, activation.post
+    weight = as_expression(multiplier, activation.signal.size) * 2.0
+    above = w - activation.alpha * v
+    below = activation.beta * v - w
+    return QuadraticForm(
+        terms=(Factored(weight=weight, left=above, right=below, rule=Rule(kind="slope", subject=activation)),)
+    )

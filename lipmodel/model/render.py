@@ -1,0 +1,54 @@
+"""Text of a model: what was stated, in the order it was stated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lipmodel.model.forms import QuadraticForm
+from lipmodel.model.terms import Coefficients, Congruence, Factored
+
+if TYPE_CHECKING:
+    from lipmodel.model.model import Model
+
+
+def model_text(model: Model) -> str:
+    """The model in a few readable lines."""
+    lines = [f"model {model.name}"]
+    lines.append("  signals    " + (", ".join(map(str, model.signals)) or "none"))
+    lines.append("  variables  " + (", ".join(map(str, model.variables)) or "none"))
+    if model.objective is not None:
+        root = "sqrt of " if model.bound == "sqrt" else ""
+        lines.append(f"  minimize   {_affine(model.objective)}    (bound: {root}the optimum)")
+    for c in model.constraints:
+        if isinstance(c.function, QuadraticForm):
+            lines.append("  require    for all signals: 0 <=")
+            lines.extend(f"               {_term(t)}" for t in c.function.terms)
+        else:
+            lines.append(f"  require    {_affine(c.function)} {c.set}")
+    sizes = model.sizes()
+    orders = " + ".join(str(n) for n in sizes.psd) or "none"
+    lines.append(f"  size       {sizes.variables} variables, PSD order {orders}, about {sizes.coefficients} coefficients")
+    return "\n".join(lines)
+
+
+def _affine(e: Any) -> str:
+    parts = []
+    for v, k in e.coefficients.items():
+        distinct = sorted({float(x) for x in k.data}) if k.nnz else [0.0]
+        factor = "" if distinct == [1.0] else f"{distinct[0]:g} " if len(distinct) == 1 else "K "
+        many = "sum " if e.size == 1 and v.size > 1 else ""
+        parts.append(f"{factor}{many}{v.name}")
+    if e.constant.any() or not parts:
+        same = e.constant.size and (e.constant == e.constant[0]).all()
+        parts.append(f"{e.constant[0]:g}" if same else "const")
+    return " + ".join(parts)
+
+
+def _term(term: Any) -> str:
+    rule = f"   [{term.rule.kind}]" if term.rule is not None else "   [stated by hand]"
+    if isinstance(term, Factored):
+        return f"+ sum_i ({_affine(term.weight)})_i ({term.left!r})_i ({term.right!r})_i{rule}"
+    if isinstance(term, Congruence):
+        return f"+ {term.scale:g} ({term.form!r})' {term.matrix.name} ({term.form!r}){rule}"
+    assert isinstance(term, Coefficients)
+    return f"+ {sum(len(t.value) for t in term.entries)} coefficients{rule}"

@@ -1,0 +1,317 @@
+"""Every import is compared with a run of the file: a network that was read wrongly must not get further.
+
+The file is run by onnxruntime where that is installed, in its own precision. What rounding can do there is estimated by
+evaluating the network again with errors of that size put in at every operation; where the difference is larger, the
+file is run once more with all its numbers in double precision, by onnxruntime or else by onnx.reference, and that
+decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+import onnx
+import scipy.sparse as sp
+from onnx import TensorProto, numpy_helper
+
+from lipmodel.errors import Reason, RefusedInput
+from lipmodel.network.conv import Conv, Pool
+from lipmodel.network.graph import Network
+from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum
+from lipmodel.network.onnx_activations import OWN_DOMAIN
+from lipmodel.network.onnx_file import FLOAT_TYPES, OnnxFile, constant_key, decode
+from lipmodel.network.ops import Add, Elementwise, Input, Linear
+
+Array = np.ndarray[Any, Any]
+Runner = Callable[[Mapping[str, Array]], Array]
+
+SCALES = (1.0, 2.0**-4, 2.0**5)
+"""The standard deviations of the random inputs."""
+_ROUNDOFF = {TensorProto.DOUBLE: 2.0**-53, TensorProto.FLOAT: 2.0**-24, TensorProto.FLOAT16: 2.0**-11}
+_SMALLEST = {TensorProto.DOUBLE: 2.0**-1022, TensorProto.FLOAT: 2.0**-126, TensorProto.FLOAT16: 2.0**-14}
+_DTYPES = {TensorProto.DOUBLE: np.float64, TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+_DOUBLE_ROUNDOFF = 2.0**-42
+"""Room for approximations of transcendental functions in runtimes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Precision:
+    roundoff: float
+    smallest: float
+
+
+def check_against_runtime(
+    network: Network,
+    file: OnnxFile,
+    *,
+    inputs: Mapping[str, tuple[int, ...]],
+    chosen: Sequence[str],
+    outputs: Sequence[str],
+    order: Sequence[int],
+) -> None:
+    """Compare a network with runs of the file that it was read from, on random inputs.
+
+    inputs: the shapes of the graph inputs; chosen, outputs: those that are the input and output of the network, in
+    order; order: the nodes that it was read from. Raises RefusedInput (check) where they disagree, or where nothing can
+    run the file.
+    """
+    model = part_of(file, outputs=outputs, order=order)
+    if any(node.domain == OWN_DOMAIN for node in model.graph.node):
+        return  # what these operators mean is defined here alone
+    used = {i.name for i in model.graph.input}
+    shapes = {name: shape for name, shape in inputs.items() if name in used}
+    types = _float_types(model)
+    failures: list[str] = []
+    runs: list[tuple[str, Runner, _Precision]] = []
+    if types <= _DTYPES.keys():
+        coarse = _Precision(roundoff=max(_ROUNDOFF[t] for t in types), smallest=max(_SMALLEST[t] for t in types))
+        _try(failures, runs, "onnxruntime", coarse, lambda: _onnxruntime(model))
+    samples = [_sample(network, inputs, chosen, scale) for scale in SCALES]
+    disagreement = _compare(network, samples, shapes, runs, failures)
+    if disagreement is None:
+        return
+    fine = _Precision(roundoff=_DOUBLE_ROUNDOFF, smallest=2.0**-1000)
+    wide = widened(model, file)
+    runs = []
+    _try(failures, runs, "onnxruntime in double precision", fine, lambda: _onnxruntime(wide))
+    if _compare(network, samples, shapes, runs, failures) is None:
+        return
+    runs = []
+    _try(failures, runs, "onnx.reference in double precision", fine, lambda: _reference(wide))
+    disagreement = _compare(network, samples, shapes, runs, failures)
+    if disagreement is not None:
+        raise RefusedInput(file.label, [disagreement])
+
+
+def _try(
+    failures: list[str],
+    runs: list[tuple[str, Runner, _Precision]],
+    name: str,
+    precision: _Precision,
+    make: Callable[[], Runner | None],
+) -> None:
+    try:
+        runner = make()
+    except Exception as error:  # a runtime may fail in any way, and then cannot judge
+        failures.append(f"{name}: {_first_line(error)}")
+        return
+    if runner is not None:
+        runs.append((name, runner, precision))
+
+
+def _compare(
+    network: Network,
+    samples: list[tuple[Array, dict[str, Array]]],
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: list[tuple[str, Runner, _Precision]],
+    failures: list[str],
+) -> Reason | None:
+    """What is wrong, or None where a run agrees on every input."""
+    for name, run, precision in runs:
+        compared = 0
+        for x, tensors in samples:
+            try:
+                y = run({key: tensors[key].reshape(shape) for key, shape in shapes.items()})
+            except Exception as error:  # a runtime may fail in any way, and then cannot judge
+                failures.append(f"{name}: {_first_line(error)}")
+                break
+            with np.errstate(all="ignore"):
+                ours, tolerance = _with_tolerance(network, x, precision)
+                if not np.all(np.isfinite(ours)):
+                    continue
+                compared += 1
+                if y.shape != ours.shape:
+                    return _reason(f"run by {name}, the file gives {y.size} outputs, and this reading {ours.size}")
+                wrong = ~(np.abs(y - ours) <= tolerance)
+            if np.any(wrong):
+                i = int(np.flatnonzero(wrong)[0])
+                return _reason(f"run by {name}, the file gives {y[i]:.17g} in output {i}, this reading {ours[i]:.17g}")
+        else:
+            return None if compared else _reason("its values overflow on all inputs that were tried")
+    return _reason("no runtime can run the file: " + ("; ".join(failures) or "none is installed"))
+
+
+def _reason(message: str) -> Reason:
+    hint = "the import can be had without this comparison: check=False"
+    return Reason(kind="check", where="", message=message, hint=hint)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _sample(
+    network: Network, inputs: Mapping[str, tuple[int, ...]], chosen: Sequence[str], scale: float
+) -> tuple[Array, dict[str, Array]]:
+    """A random input that every floating type holds exactly, and the graph inputs that it stands for."""
+    rng = np.random.default_rng(20240501)
+    x = rng.standard_normal(network.input_size).astype(np.float16).astype(np.float64) * scale
+    tensors = {name: np.zeros(prod(shape)) for name, shape in inputs.items()}
+    start = 0
+    for name in chosen:
+        size = prod(inputs[name])
+        tensors[name] = x[start : start + size]
+        start += size
+    return x, tensors
+
+
+def _with_tolerance(network: Network, x: Array, precision: _Precision) -> tuple[Array, Array]:
+    """The output at x, and how far rounding errors of some precision are likely to move it, per entry."""
+    values = network.values(x, keep=None)
+    sizes = {node: _error_size(network, node, values, precision) for node in values}
+    rng = np.random.default_rng(7)
+    exact = values[network.output]
+    spread = np.zeros_like(exact)
+    for _ in range(4):
+        noisy: dict[str, Array] = {}
+        for node in values:
+            op = network.op(node)
+            y = x if isinstance(op, Input) else op.evaluate([noisy[u] for u in network.arguments(node)])
+            noisy[node] = y + sizes[node] * rng.uniform(-1.0, 1.0, y.shape)
+        spread = np.maximum(spread, np.abs(noisy[network.output] - exact))
+    return exact, 12.0 * spread + 8.0 * precision.roundoff * np.abs(exact) + 8.0 * precision.smallest
+
+
+def _error_size(network: Network, node: str, values: Mapping[str, Array], precision: _Precision) -> Array:
+    """The likely size of the rounding error of one operation, from the sum of the moduli of its terms."""
+    op = network.op(node)
+    arguments = [np.abs(values[u]) for u in network.arguments(node)]
+    size = np.abs(values[node])
+    growth = 2.0
+    if isinstance(op, Linear):
+        size = _modulus(op.map).matvec(arguments[0]) + (0.0 if op.bias is None else np.abs(op.bias))
+        growth = 2.0 + sqrt(op.map.entries / max(1, op.map.shape[0]))
+    elif isinstance(op, Add):
+        size = np.asarray(sum(arguments))
+    elif isinstance(op, Elementwise):
+        # Runtimes approximate smooth functions to an absolute accuracy near 1, not a relative one near 0.
+        for part in op.parts:
+            if not part.activation.piecewise_linear:
+                size[part.index] += 1.0 + arguments[0][part.index]
+    return growth * precision.roundoff * size + precision.smallest
+
+
+def _modulus(map: LinearMap) -> LinearMap:
+    """A map with entries at least the moduli of a map's, of the same structure."""
+    if isinstance(map, Dense):
+        return Dense(weights=np.abs(map.weights))
+    if isinstance(map, Sparse):
+        return Sparse(weights=abs(map.weights))
+    if isinstance(map, Conv):
+        return replace(map, kernel=np.abs(map.kernel), radius=None)
+    if isinstance(map, Composition):
+        return Composition(factors=tuple(_modulus(f) for f in map.factors))
+    if isinstance(map, Sum):
+        return Sum(terms=tuple(_modulus(t) for t in map.terms))
+    if isinstance(map, Diagonal):
+        return Diagonal(values=np.abs(map.values))
+    return map if isinstance(map, (Selection, Pool)) else _expanded_modulus(map)
+
+
+def _expanded_modulus(map: LinearMap) -> LinearMap:
+    center = map.enclosure().center
+    return Sparse(weights=abs(center)) if sp.issparse(center) else Dense(weights=np.abs(center))
+
+
+def part_of(file: OnnxFile, *, outputs: Sequence[str], order: Sequence[int]) -> Any:
+    """The model with only the nodes in `order` and these outputs, its external data inside."""
+    graph = file.model.graph
+    part = onnx.ModelProto()
+    part.ir_version = file.model.ir_version
+    part.opset_import.extend(file.model.opset_import)
+    part.graph.name = graph.name or "graph"
+    part.graph.node.extend(graph.node[i] for i in order)
+    used = {name for i in order for name in graph.node[i].input} | set(outputs)
+    weights = [t for t in graph.initializer if t.name in used]
+    part.graph.initializer.extend(weights)
+    names = {t.name for t in weights}
+    part.graph.input.extend(i for i in graph.input if i.name in used and i.name not in names)
+    declared = {o.name: o for o in graph.output}
+    part.graph.output.extend(declared[name] for name in outputs)
+    for tensor in part.graph.initializer:
+        _inline(tensor, tensor.name, file)
+    for node in part.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _inline(attribute.t, constant_key(node.output[0]), file)
+    return part
+
+
+def _inline(tensor: Any, key: str, file: OnnxFile) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        tensor.raw_data = file.external[key]
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def widened(model: Any, file: OnnxFile) -> Any:
+    """The model with every floating-point number and type in double precision."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for info in (*wide.graph.input, *wide.graph.output):
+        if info.type.tensor_type.elem_type in FLOAT_TYPES:
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for tensor in wide.graph.initializer:
+        _widen(tensor, file)
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen(attribute.t, file)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOAT_TYPES:
+                attribute.i = TensorProto.DOUBLE
+            elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                numbers = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+                tensor = numpy_helper.from_array(np.array(numbers, dtype=np.float64))
+                attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+    return wide
+
+
+def _widen(tensor: Any, file: OnnxFile) -> None:
+    if tensor.data_type in FLOAT_TYPES:
+        tensor.CopyFrom(numpy_helper.from_array(decode(tensor, file, tensor.name), tensor.name))
+
+
+def _float_types(model: Any) -> set[int]:
+    types = {t.data_type for t in model.graph.initializer}
+    types |= {i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+    types |= {a.t.data_type for node in model.graph.node for a in node.attribute if a.HasField("t")}
+    return types & set(FLOAT_TYPES)
+
+
+def _onnxruntime(model: Any) -> Runner | None:
+    if find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = 4
+    dtypes = {i.name: _DTYPES[i.type.tensor_type.elem_type] for i in model.graph.input}
+    names = [o.name for o in model.graph.output]
+
+    def run(tensors: Mapping[str, Array]) -> Array:
+        feeds = {name: tensor.astype(dtypes[name]) for name, tensor in tensors.items()}
+        return _flat(session.run(names, feeds, quiet))
+
+    return run
+
+
+def _reference(model: Any) -> Runner:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(model)
+    names = [o.name for o in model.graph.output]
+    return lambda tensors: _flat(evaluator.run(names, dict(tensors)))
+
+
+def _flat(results: Sequence[Any]) -> Array:
+    return np.concatenate([np.asarray(r, dtype=np.float64).ravel() for r in results])

@@ -1,0 +1,284 @@
+"""Networks as increment systems: what is left of a network when two of its inputs are subtracted.
+
+Biases vanish. Every nonlinearity contributes one signal w with w_j = s_j v_j, s_j in [alpha_j, beta_j]; everything in
+between is linear. Any directed acyclic graph of affine and elementwise operations takes this (Lur'e) form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lipmodel.model.forms import LinearForm, Signal, add_forms, apply
+from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection
+
+if TYPE_CHECKING:
+    from lipmodel.network.graph import Network
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlopeRestricted:
+    """One layer of activations: post = phi(pre) entry by entry, slopes in [alpha, beta], all of shape (size,).
+
+    signal: the vector w of post-activation increments; post is that signal; alpha < beta everywhere (activations that
+    are linear have been eliminated).
+    """
+
+    name: str
+    signal: Signal
+    pre: LinearForm
+    post: LinearForm
+    alpha: Array
+    beta: Array
+
+    @property
+    def size(self) -> int:
+        return self.signal.size
+
+    @property
+    def gain(self) -> Array:
+        """The largest modulus of every neuron's slopes, shape (size,)."""
+        return np.maximum(np.abs(self.alpha), np.abs(self.beta))
+
+    @property
+    def steepest(self) -> float:
+        """The largest modulus of all slopes."""
+        return float(self.gain.max(initial=0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IncrementSystem:
+    """Input, activations in topological order and output, all linear forms over the signals (input, w_1, .., w_k)."""
+
+    signals: tuple[Signal, ...]
+    input: LinearForm
+    activations: tuple[SlopeRestricted, ...]
+    output: LinearForm
+
+    @property
+    def neurons(self) -> int:
+        """Number of scalar activations."""
+        return sum(a.size for a in self.activations)
+
+    @property
+    def order(self) -> int:
+        """Order of the matrix inequality: input, neurons and outputs."""
+        return self.input.size + self.neurons + self.output.size
+
+    def restrict_output(self, matrix: LinearMap) -> IncrementSystem:
+        """The system whose output is matrix @ output (rows, combinations, margins)."""
+        output = apply(matrix, self.output)
+        return replace(self, output=LinearForm(size=output.size, blocks=output.blocks, role="output"))
+
+    def restrict_input(self, matrix: LinearMap) -> IncrementSystem:
+        """The system with input matrix @ x' for a new input x' (columns: one input coordinate at a time)."""
+        old = self.signals[0]
+        signal = Signal(name=old.name, size=matrix.shape[1])
+        new = {old: apply(matrix, LinearForm.of(signal))}
+        activations = tuple(replace(a, pre=a.pre.substitute(new)) for a in self.activations)
+        return replace(
+            self,
+            signals=(signal, *self.signals[1:]),
+            input=LinearForm.of(signal, role="input"),
+            activations=activations,
+            output=self.output.substitute(new),
+        )
+
+    def positions(self) -> Mapping[Signal, int]:
+        """The index of every signal: 0 for the input, k for the k-th activation."""
+        return {s: i for i, s in enumerate(self.signals)}
+
+
+def increments(network: Network) -> IncrementSystem:
+    """The increment system of a network over the whole input space.
+
+    Raises RefusedInput, listing every node whose activation is not Lipschitz.
+    """
+    from lipmodel.errors import NotLipschitz, Reason, RefusedInput
+    from lipmodel.network import ops
+
+    x = Signal(name="x", size=network.input_size)
+    signals, activations = [x], []
+    forms: dict[str, LinearForm] = {}
+    reasons: list[Reason] = []
+    for node in network.order():
+        op = network.graph.nodes[node]["op"]
+        inputs = [forms[u] for u in network.arguments(node)]
+        if isinstance(op, ops.Input):
+            form = LinearForm.of(x)
+        elif isinstance(op, ops.Constant):
+            form = LinearForm(size=len(op.values), blocks={})
+        elif isinstance(op, ops.Linear):
+            form = apply(op.map, inputs[0])
+        elif isinstance(op, ops.Add):
+            form = add_forms(inputs)
+        elif isinstance(op, ops.Concat):
+            form = _concatenated(op.positions, inputs)
+        else:
+            try:
+                form, activation = _activated(node, op, inputs[0], len(activations) + 1)
+            except NotLipschitz as error:
+                hint = "a bounded domain would be needed"
+                reasons.append(Reason(kind="non-lipschitz", where=f"node {node!r}", message=str(error), hint=hint))
+                form, activation = LinearForm(size=inputs[0].size, blocks={}), None
+            if activation is not None:
+                activations.append(activation)
+                signals.append(activation.signal)
+        forms[node] = form
+    if reasons:
+        raise RefusedInput(network.source.path or "the network", reasons)
+    output = forms[network.output]
+    return _pruned(
+        IncrementSystem(
+            signals=tuple(signals),
+            input=LinearForm.of(x, role="input"),
+            activations=tuple(activations),
+            output=LinearForm(size=output.size, blocks=output.blocks, role="output"),
+        )
+    )
+
+
+def _concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> LinearForm:
+    size = sum(len(p) for p in positions)
+    parts = []
+    for place, form in zip(positions, inputs, strict=True):
+        index = np.full(size, -1)
+        index[place] = np.arange(len(place))
+        parts.append(apply(Selection(index=index, size=len(place)), form))
+    return add_forms(parts)
+
+
+def _activated(node: str, op: Any, pre: LinearForm, number: int) -> tuple[LinearForm, SlopeRestricted | None]:
+    """The value of an elementwise node: linear where the slope is known, a new signal elsewhere."""
+    if not pre.blocks:
+        return LinearForm(size=pre.size, blocks={}), None  # a function of a constant does not move
+    alpha, beta = slopes(op)
+    fixed = alpha == beta
+    if fixed.all():
+        return apply(Diagonal(values=alpha), pre), None
+    free = np.flatnonzero(~fixed)
+    signal = Signal(name=f"w{number}", size=len(free))
+    seen = pre if len(free) == pre.size else apply(Selection(index=free, size=pre.size), pre)
+    activation = SlopeRestricted(
+        name=node, signal=signal, pre=seen, post=LinearForm.of(signal), alpha=alpha[free], beta=beta[free]
+    )
+    if not fixed.any():
+        return activation.post, activation
+    index = np.full(pre.size, -1)
+    index[free] = np.arange(len(free))
+    scattered = apply(Selection(index=index, size=len(free)), activation.post)
+    return scattered + apply(Diagonal(values=np.where(fixed, alpha, 0.0)), pre), activation
+
+
+def slopes(op: Any) -> tuple[Array, Array]:
+    """The slope intervals of an elementwise operation, one per entry. Raises NotLipschitz."""
+    size = sum(len(part.index) for part in op.parts)
+    alpha, beta = np.zeros(size), np.zeros(size)
+    for part in op.parts:
+        alpha[part.index], beta[part.index] = part.activation.slopes()
+    return alpha, beta
+
+
+def _pruned(system: IncrementSystem) -> IncrementSystem:
+    """Drop activations that the output does not depend on."""
+    needed = set(system.output.blocks)
+    kept: list[SlopeRestricted] = []
+    for activation in reversed(system.activations):
+        if activation.signal in needed:
+            kept.append(activation)
+            needed.update(activation.pre.blocks)
+    kept.reverse()
+    return replace(system, activations=tuple(kept), signals=(system.signals[0], *(a.signal for a in kept)))
+
+
+def dense_entries(system: IncrementSystem) -> int:
+    """Predicted number of entries of all blocks of the system, expanded."""
+    forms = [a.pre for a in system.activations] + [system.output]
+    return sum(m.entries for f in forms for m in f.blocks.values())
+
+
+def float_system(system: IncrementSystem, cache: dict[int, Any] | None = None) -> Any:
+    """The system's matrices with proved errors (certify.lmi.FloatSystem).
+
+    cache: shared between the members of a family, which have most matrices in common.
+    """
+    from lipmodel.certify.lmi import FloatSystem
+
+    known = {} if cache is None else cache
+
+    def dense(m: LinearMap) -> Any:
+        if id(m) not in known:
+            known[id(m)] = (m, m.enclosure().dense())  # the map is kept, so that its id stays its own
+        return known[id(m)][1]
+
+    at = system.positions()
+    return FloatSystem(
+        sizes=tuple(s.size for s in system.signals),
+        pre=tuple({at[s]: dense(m) for s, m in a.pre.blocks.items()} for a in system.activations),
+        alpha=tuple(a.alpha for a in system.activations),
+        beta=tuple(a.beta for a in system.activations),
+        output={at[s]: dense(m) for s, m in system.output.blocks.items()},
+    )
+
+
+def product_system(system: IncrementSystem) -> Any:
+    """The system as the product rule reads it (certify.product_rule.ProductSystem)."""
+    from lipmodel.certify.product_rule import ProductActivation, ProductSystem
+
+    at = system.positions()
+    return ProductSystem(
+        input_size=system.input.size,
+        activations=tuple(
+            ProductActivation(pre={at[s]: m for s, m in a.pre.blocks.items()}, gain=a.gain, size=a.size)
+            for a in system.activations
+        ),
+        output={at[s]: m for s, m in system.output.blocks.items()},
+    )
+
+
+def exact_system(system: IncrementSystem) -> Any:
+    """The system's matrices in exact arithmetic (certify.lmi.ExactSystem)."""
+    from lipmodel.certify.lmi import ExactSystem
+
+    at = system.positions()
+    return ExactSystem(
+        sizes=tuple(s.size for s in system.signals),
+        pre=tuple({at[s]: m.exact() for s, m in a.pre.blocks.items()} for a in system.activations),
+        alpha=tuple(a.alpha for a in system.activations),
+        beta=tuple(a.beta for a in system.activations),
+        output={at[s]: m.exact() for s, m in system.output.blocks.items()},
+    )
+
+
+def chain_of(weights: list[Array], alpha: float = 0.0, beta: float = 1.0) -> IncrementSystem:
+    """The increment system of a plain chain of matrices with one slope interval (for tests and benchmarks)."""
+    x = Signal(name="x", size=weights[0].shape[1])
+    signals, activations = [x], []
+    form = LinearForm.of(x)
+    for k, w in enumerate(weights[:-1]):
+        signal = Signal(name=f"w{k + 1}", size=w.shape[0])
+        pre = apply(Dense(weights=np.asarray(w, dtype=np.float64)), form)
+        form = LinearForm.of(signal)
+        activations.append(
+            SlopeRestricted(
+                name=f"layer{k + 1}",
+                signal=signal,
+                pre=pre,
+                post=form,
+                alpha=np.full(signal.size, alpha),
+                beta=np.full(signal.size, beta),
+            )
+        )
+        signals.append(signal)
+    output = apply(Dense(weights=np.asarray(weights[-1], dtype=np.float64)), form)
+    return IncrementSystem(
+        signals=tuple(signals),
+        input=LinearForm.of(x, role="input"),
+        activations=tuple(activations),
+        output=LinearForm(size=output.size, blocks=output.blocks, role="output"),
+    )

@@ -1,0 +1,273 @@
+"""Handlers of the affine ONNX operators: sums, products with constants, Gemm, MatMul, BatchNormalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from lipmodel.network import constants
+from lipmodel.network.constants import Enclosed
+from lipmodel.network.linear import Dense, Diagonal, LinearMap, Sparse, identity
+from lipmodel.network.onnx_ops import (
+    MAX_EXPANDED,
+    Computed,
+    Fixed,
+    Node,
+    Value,
+    broadcast_shape,
+    flat,
+    register_operator,
+    widest,
+)
+from lipmodel.network.ops import Add
+
+Array = np.ndarray[Any, Any]
+
+
+def scaled(node: Node, x: Value, factor: Enclosed, suffix: str = "") -> Value:
+    """x times a constant, broadcast against each other."""
+    shape = broadcast_shape(x.shape, factor.shape)
+    if isinstance(x, Fixed):
+        return fixed(node, x.type, constants.multiply(_real(node, x), factor))
+    x = node.broadcast(x, shape)
+    factor = factor.broadcast(shape)
+    if not factor.is_finite:
+        node.refuse("non-finite", "a factor is not finite")
+    if factor.radius is None and bool(np.all(factor.values == 1.0)):
+        return x
+    radius = None if factor.radius is None else flat(factor.radius)
+    return node.linear(x, Diagonal(values=flat(factor.values), radius=radius), shape, suffix=suffix)
+
+
+def added(node: Node, values: Sequence[Value]) -> Value:
+    """The sum of tensors, broadcast against each other; the constants among them become a bias."""
+    shape = broadcast_shape(*(v.shape for v in values))
+    kept = [node.broadcast(v, shape) for v in values if isinstance(v, Computed)]
+    terms = [_real(node, v) for v in values if isinstance(v, Fixed)]
+    bias = reduce(constants.add, terms) if terms else None
+    if not kept:
+        assert bias is not None
+        return fixed(node, widest(*(v.type for v in values)), bias)
+    x = kept[0] if len(kept) == 1 else node.add(Add(), kept, shape, "" if bias is None else ".sum")
+    if bias is None:
+        return x
+    if not bias.is_finite:
+        node.refuse("non-finite", "a sum of constants is not finite")
+    return node.linear(x, identity(x.size), shape, bias.broadcast(shape))
+
+
+def negated(node: Node, x: Value, suffix: str = "") -> Value:
+    return scaled(node, x, Enclosed(values=np.array(-1.0)), suffix)
+
+
+def fixed(node: Node, type: int, real: Enclosed) -> Fixed:
+    """A constant result; a Refusal where it is not finite."""
+    if not real.is_finite:
+        node.refuse("non-finite", "arithmetic on constants overflows, or divides by zero")
+    return Fixed(type=type, real=real)
+
+
+def _real(node: Node, x: Fixed) -> Enclosed:
+    if x.real is None:
+        node.refuse("dtype", "arithmetic on integers is not supported")
+    return x.real
+
+
+@register_operator("Add")
+def _add(node: Node) -> Value:
+    return added(node, [node.real(0), node.real(1)])
+
+
+@register_operator("Sum")
+def _sum(node: Node) -> Value:
+    return added(node, [node.real(port) for port in range(len(node.inputs))])
+
+
+@register_operator("Sub")
+def _sub(node: Node) -> Value:
+    return added(node, [node.real(0), negated(node, node.real(1), ".negated")])
+
+
+@register_operator("Neg")
+def _neg(node: Node) -> Value:
+    return negated(node, node.real(0))
+
+
+@register_operator("Mul")
+def _mul(node: Node) -> Value:
+    a, b = node.real(0), node.real(1)
+    if isinstance(a, Computed) and isinstance(b, Computed):
+        node.refuse("non-lipschitz", "a product of two computed tensors has no global Lipschitz constant")
+    return scaled(node, a, _real(node, b)) if isinstance(b, Fixed) else scaled(node, b, _real(node, a))  # type: ignore[arg-type]
+
+
+@register_operator("Div")
+def _div(node: Node) -> Value:
+    a, b = node.real(0), node.real(1)
+    if isinstance(b, Computed):
+        node.refuse("non-lipschitz", "a quotient by a computed tensor has no global Lipschitz constant")
+    divisor = _real(node, b)
+    if bool(np.any(divisor.values == 0.0)):
+        node.refuse("non-finite", "a division by a constant that contains 0")
+    return scaled(node, a, constants.reciprocal(divisor))
+
+
+@register_operator("Gemm")
+def _gemm(node: Node) -> Value:
+    a, b = node.real(0), node.real(1)
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        node.refuse("shape", f"Gemm takes matrices, not tensors of shapes {a.shape} and {b.shape}")
+    a_at = a.positions.T if node.attributes["transA"] else a.positions
+    b_at = b.positions.T if node.attributes["transB"] else b.positions
+    alpha, beta = float(node.attributes["alpha"]), float(node.attributes["beta"])
+    more = node.has(2) and beta != 0.0
+    product = contraction(node, a, a_at, b, b_at, alpha, ".product" if more else "")
+    if not more:
+        return product
+    c = scaled(node, node.real(2), Enclosed(values=np.array(beta)), ".scaled")
+    if broadcast_shape(product.shape, c.shape) != product.shape:
+        node.refuse("shape", f"a term of shape {c.shape} does not fit a product of shape {product.shape}")
+    return added(node, [product, c])
+
+
+@register_operator("MatMul")
+def _matmul(node: Node) -> Value:
+    a, b = node.real(0), node.real(1)
+    if not a.shape or not b.shape:
+        node.refuse("shape", "MatMul takes no scalars")
+    a_at = a.positions if len(a.shape) > 1 else a.positions[None, :]
+    b_at = b.positions if len(b.shape) > 1 else b.positions[:, None]
+    product = contraction(node, a, a_at, b, b_at, 1.0, "")
+    rows = product.shape[-2:-1] if len(a.shape) > 1 else ()
+    columns = product.shape[-1:] if len(b.shape) > 1 else ()
+    shape = product.shape[:-2] + rows + columns
+    if isinstance(product, Fixed):
+        return product.reshaped(shape)
+    return Computed(node=product.node, shape=shape, type=product.type)
+
+
+def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha: float, suffix: str) -> Value:
+    """alpha times the product of two (batches of) matrices, at most one of them computed.
+
+    a_at (..., M, K), b_at (..., K, N): the position in the flat tensor of every entry of the matrices.
+    """
+    if a_at.shape[-1] != b_at.shape[-2]:
+        node.refuse("shape", f"the inner dimensions {a_at.shape[-1]} and {b_at.shape[-2]} differ")
+    batch = broadcast_shape(a_at.shape[:-2], b_at.shape[:-2])
+    shape = (*batch, a_at.shape[-2], b_at.shape[-1])
+    factor = Enclosed(values=np.array(alpha))
+    if isinstance(a, Fixed) and isinstance(b, Fixed):
+        if len(shape) != 2:
+            node.refuse("operator", "products of constants are supported for matrices only")
+        product = constants.matmul(_real(node, a).take(a_at), _real(node, b).take(b_at))
+        return scaled(node, fixed(node, widest(a.type, b.type), product), factor)
+    if isinstance(a, Computed) and isinstance(b, Computed):
+        node.refuse("non-lipschitz", "a product of two computed tensors has no global Lipschitz constant")
+    x, other = (a, b) if isinstance(a, Computed) else (b, a)
+    assert isinstance(x, Computed)
+    assert isinstance(other, Fixed)
+    weights = _real(node, other)
+    folded = constants.multiply(weights, factor)
+    exact = folded.is_finite and (folded.radius is None) == (weights.radius is None)
+    if exact and folded.radius is None:
+        weights, factor = folded, Enclosed(values=np.array(1.0))
+    if x is a:
+        at = a_at[..., :, None, :]
+        taken = weights.take(np.swapaxes(b_at, -1, -2)[..., None, :, :])
+    else:
+        at = np.swapaxes(b_at, -1, -2)[..., None, :, :]
+        taken = weights.take(a_at[..., :, None, :])
+    map = _matrix(node, at, taken, (*shape, a_at.shape[-1]), x.size)
+    product_type = widest(a.type, b.type)
+    y = node.linear(x, map, shape, suffix=suffix)
+    y = Computed(node=y.node, shape=shape, type=product_type)
+    return scaled(node, y, factor, ".alpha")
+
+
+def _matrix(node: Node, at: Array, weights: Enclosed, shape: tuple[int, ...], columns: int) -> LinearMap:
+    """The matrix whose row (..., i, j) has weights[..., i, j, k] in column at[..., i, j, k]; shape (..., M, N, K)."""
+    rows, terms = prod(shape[:-1]), shape[-1]
+    if rows * terms > MAX_EXPANDED and weights.values.size != rows * terms:
+        node.refuse("size-limit", f"a product that expands to {rows * terms} weights; the limit is {MAX_EXPANDED}")
+    if terms == columns and weights.values.size == rows * terms and at.size == columns and weights.radius is None:
+        matrix = np.empty((rows, columns))
+        matrix[:, at.ravel()] = weights.values.reshape(rows, terms)
+        return Dense(weights=matrix)
+    index = np.broadcast_to(at, shape).reshape(-1)
+    pointers = np.arange(0, rows * terms + 1, terms)
+
+    def csr(values: Array) -> Any:
+        data = np.array(np.broadcast_to(values, shape)).reshape(-1)
+        matrix = sp.csr_array((data, index.copy(), pointers.copy()), shape=(rows, columns))
+        matrix.sort_indices()
+        return matrix
+
+    return Sparse(weights=csr(weights.values), radius=None if weights.radius is None else csr(weights.radius))
+
+
+@register_operator("BatchNormalization")
+def _batch_normalization(node: Node) -> Value:
+    if node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
+        node.refuse("stochastic", "BatchNormalization in training mode", "export the model for inference")
+    if not node.attributes.get("spatial", 1):
+        node.refuse("attribute", "BatchNormalization with spatial = 0 is not supported")
+    x = node.computed(0)
+    if len(x.shape) < 2:
+        node.refuse("shape", f"BatchNormalization takes tensors of two dimensions or more, not {x.shape}")
+    channels = x.shape[1]
+    parts = [node.constant(port, what) for port, what in enumerate(("scale", "B", "mean", "variance"), start=1)]
+    if any(p.shape != (channels,) for p in parts):
+        node.refuse("shape", f"the parameters have shapes {[p.shape for p in parts]}; there are {channels} channels")
+    factor, bias = normalisation(node, *parts, epsilon=float(node.attributes["epsilon"]))
+    channel = np.broadcast_to(np.arange(channels).reshape(-1, *[1] * (len(x.shape) - 2)), x.shape)
+    y = scaled(node, x, factor.take(channel), ".scaled")
+    return added(node, [y, Fixed(type=x.type, real=bias.take(channel))])
+
+
+def normalisation(
+    node: Node, gamma: Enclosed, beta: Enclosed, mean: Enclosed, variance: Enclosed, *, epsilon: float
+) -> tuple[Enclosed, Enclosed]:
+    """Enclosures of gamma / sqrt(variance + epsilon) and of beta - mean times that, per channel."""
+    from flint import arb, ctx
+
+    def balls(x: Enclosed) -> list[Any]:
+        radii = np.zeros(x.shape) if x.radius is None else x.radius
+        return [arb(v, r) if r else arb(v) for v, r in zip(x.values.tolist(), radii.tolist(), strict=True)]
+
+    factors, biases = [], []
+    precision, ctx.prec = ctx.prec, 256
+    try:
+        for g, b, m, v in zip(balls(gamma), balls(beta), balls(mean), balls(variance), strict=True):
+            total = v + arb(epsilon)
+            if not total > 0:
+                node.refuse("non-finite", "the variance plus epsilon is not positive")
+            factor = g / total.sqrt()
+            factors.append(_rounded(factor))
+            biases.append(_rounded(b - m * factor))
+    finally:
+        ctx.prec = precision
+    return _enclosed(factors), _enclosed(biases)
+
+
+def _rounded(ball: Any) -> tuple[float, float]:
+    """A float and a radius, rounded up, that enclose a ball."""
+    from flint import arb
+
+    center = float(ball.mid())
+    if not np.isfinite(center):
+        return center, np.inf
+    distance = abs(ball - arb(center)).upper()
+    radius = float(distance)
+    while not arb(radius) >= distance:
+        radius = float(np.nextafter(radius, np.inf))
+    return center, radius
+
+
+def _enclosed(pairs: list[tuple[float, float]]) -> Enclosed:
+    values, radius = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return Enclosed(values=values.copy(), radius=radius.copy() if np.any(radius) else None)

@@ -1,0 +1,128 @@
+"""Rewritings of a network that cost nothing and change nothing: the function stays the same in exact arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from lipmodel.network.constants import Enclosed, add
+from lipmodel.network.graph import Network
+from lipmodel.network.linear import Composition, Diagonal, LinearMap, Selection, compose
+from lipmodel.network.ops import Linear
+
+Array = np.ndarray[Any, Any]
+
+
+def simplify(network: Network) -> Network:
+    """The network without dead nodes, without affine maps that do nothing, chains of affine maps merged where free.
+
+    Requires a valid network; ensures a valid network of the same function, input and output shape.
+    """
+    return drop_dead(merge_affine(drop_dead(network)))
+
+
+def drop_dead(network: Network) -> Network:
+    """Without the nodes that the output does not depend on; the input stays."""
+    alive = nx.ancestors(network.graph, network.output) | {network.output, network.input}
+    graph = network.graph.copy()
+    graph.remove_nodes_from([node for node in network.graph if node not in alive])
+    return _with(network, graph)
+
+
+def merge_affine(network: Network) -> Network:
+    """With every affine node merged into its affine successor where that is its only use, and the product is free.
+
+    Free means that no product of weights is formed (selections, sign changes, biases added exactly).
+    Requires nothing; ensures that no identity without bias is left, but for one that gives the input another shape.
+    """
+    graph: nx.MultiDiGraph = network.graph.copy()
+    for node in network.order():
+        outer = graph.nodes[node]["op"]
+        if not isinstance(outer, Linear):
+            continue
+        ((before, _, _),) = graph.in_edges(node, keys=True)
+        inner = graph.nodes[before]["op"]
+        if _is_identity(outer):
+            if node == network.output:
+                if before == network.input or graph.out_degree(before) > 1 or not isinstance(inner, Linear):
+                    continue
+                _replace(graph, before, node, inner)
+            else:
+                _bypass(graph, node, before)
+        elif isinstance(inner, Linear) and graph.out_degree(before) == 1 and before != network.output:
+            merged = _merged(outer, inner)
+            if merged is not None:
+                _replace(graph, before, node, merged)
+    return _with(network, graph)
+
+
+def _is_identity(op: Linear) -> bool:
+    return op.bias is None and op.bias_radius is None and isinstance(op.map, Selection) and op.map.is_identity
+
+
+def _replace(graph: nx.MultiDiGraph, before: str, node: str, op: Linear) -> None:
+    """Let `node` do `op` on what feeds `before`, whose only use it is."""
+    ((source, _, _),) = graph.in_edges(before, keys=True)
+    graph.remove_node(before)
+    graph.add_edge(source, node, key=0)
+    graph.nodes[node]["op"] = op
+
+
+def _bypass(graph: nx.MultiDiGraph, node: str, before: str) -> None:
+    """Feed what `node` feeds from what it copies."""
+    for _, user, port in list(graph.out_edges(node, keys=True)):
+        graph.add_edge(before, user, key=port)
+    graph.remove_node(node)
+
+
+def _merged(outer: Linear, inner: Linear) -> Linear | None:
+    """outer after inner as one affine map, or None where that would multiply or round."""
+    map = _free_product(outer.map, inner.map)
+    if map is None:
+        return None
+    bias = _enclosed(inner.bias, inner.bias_radius)
+    if bias is not None:
+        bias = _moved(outer.map, bias)
+        if bias is None:
+            return None
+    own = _enclosed(outer.bias, outer.bias_radius)
+    if bias is None or own is None:
+        bias = bias or own
+    else:
+        total = add(bias, own)
+        if total.radius is not None and bias.radius is None and own.radius is None:
+            return None
+        bias = total
+    return Linear(map=map) if bias is None else Linear(map=map, bias=bias.values, bias_radius=bias.radius)
+
+
+def _free_product(outer: LinearMap, inner: LinearMap) -> LinearMap | None:
+    product = compose(outer, inner)
+    grown = isinstance(product, Composition) and len(product.factors) > max(_factors(outer), _factors(inner))
+    return None if grown else product
+
+
+def _factors(map: LinearMap) -> int:
+    return len(map.factors) if isinstance(map, Composition) else 1
+
+
+def _moved(map: LinearMap, bias: Enclosed) -> Enclosed | None:
+    """A bias carried through a map, where that needs no multiplication."""
+    if isinstance(map, Selection):
+        radius = None if bias.radius is None else map.matvec(bias.radius)
+        return Enclosed(values=map.matvec(bias.values), radius=radius)
+    if isinstance(map, Diagonal) and map.radius is None and bool(np.all(np.abs(map.values) == 1.0)):
+        return Enclosed(values=map.values * bias.values, radius=bias.radius)
+    return None
+
+
+def _enclosed(bias: Array | None, radius: Array | None) -> Enclosed | None:
+    if bias is None:
+        return None
+    return Enclosed(values=bias, radius=radius)
+
+
+def _with(network: Network, graph: nx.MultiDiGraph) -> Network:
+    return Network(graph=graph, input=network.input, output=network.output, source=network.source)
