@@ -57,35 +57,45 @@ _RENAMED = {"register_activation": ("lipmodel.activations", "register")}
 __all__ = ["__version__", *_PUBLIC, *_MODULES, *_RENAMED]
 
 if TYPE_CHECKING:
-    from lipmodel.activations import Activation, activation
+    from lipmodel.activations import Activation as Activation
+    from lipmodel.activations import activation as activation
     from lipmodel.activations import register as register_activation
-    from lipmodel.backends import register_backend
-    from lipmodel.certify.lmi import Multipliers
-    from lipmodel.certify.verify import verify
-    from lipmodel.errors import (
-        BackendUnavailable,
-        LipmodelError,
-        NothingProved,
-        NotLipschitz,
-        RefusedInput,
-        Refuted,
-        SoundnessError,
-        UsageError,
-    )
-    from lipmodel.formulation import Formulation, option
+    from lipmodel.backends import register_backend as register_backend
+    from lipmodel.certify.lmi import Multipliers as Multipliers
+    from lipmodel.certify.verify import verify as verify
+    from lipmodel.errors import BackendUnavailable as BackendUnavailable
+    from lipmodel.errors import LipmodelError as LipmodelError
+    from lipmodel.errors import NothingProved as NothingProved
+    from lipmodel.errors import NotLipschitz as NotLipschitz
+    from lipmodel.errors import RefusedInput as RefusedInput
+    from lipmodel.errors import Refuted as Refuted
+    from lipmodel.errors import SoundnessError as SoundnessError
+    from lipmodel.errors import UsageError as UsageError
+    from lipmodel.formulation import Formulation as Formulation
+    from lipmodel.formulation import option as option
     from lipmodel.model import norm_expression as norms
-    from lipmodel.model import qc
-    from lipmodel.model.forms import LinearForm, QuadraticForm, Signal
-    from lipmodel.model.model import Model, inner
-    from lipmodel.model.norm_expression import NormExpression
-    from lipmodel.model.variables import Expression, Variable
-    from lipmodel.network.graph import Network
-    from lipmodel.network.increments import IncrementSystem, increments
-    from lipmodel.network.onnx_import import load, register_operator
-    from lipmodel.network.sources import from_weights
-    from lipmodel.pipeline import build, export, solve
-    from lipmodel.result import Result
-    from lipmodel.spec import NORMS, Spec, dual
+    from lipmodel.model import qc as qc
+    from lipmodel.model.forms import LinearForm as LinearForm
+    from lipmodel.model.forms import QuadraticForm as QuadraticForm
+    from lipmodel.model.forms import Signal as Signal
+    from lipmodel.model.model import Model as Model
+    from lipmodel.model.model import inner as inner
+    from lipmodel.model.norm_expression import NormExpression as NormExpression
+    from lipmodel.model.variables import Expression as Expression
+    from lipmodel.model.variables import Variable as Variable
+    from lipmodel.network.graph import Network as Network
+    from lipmodel.network.increments import IncrementSystem as IncrementSystem
+    from lipmodel.network.increments import increments as increments
+    from lipmodel.network.onnx_import import load as load
+    from lipmodel.network.onnx_import import register_operator as register_operator
+    from lipmodel.network.sources import from_weights as from_weights
+    from lipmodel.pipeline import build as build
+    from lipmodel.pipeline import export as export
+    from lipmodel.pipeline import solve as solve
+    from lipmodel.result import Result as Result
+    from lipmodel.spec import NORMS as NORMS
+    from lipmodel.spec import Spec as Spec
+    from lipmodel.spec import dual as dual
 
 
 def __getattr__(name: str) -> Any:

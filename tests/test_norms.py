@@ -14,6 +14,7 @@ from lipmodel.certify import exact_entries
 from lipmodel.certify.exact_entries import exact_entry_norms, exact_matrix
 from lipmodel.errors import UsageError
 from lipmodel.model.norm_expression import NormExpression, constant, maximum, minimum, norm, root_sum_squares
+from lipmodel.network.conv import Conv
 from lipmodel.network.linear import Composition, Dense, Diagonal, Selection, Sparse, Sum
 from lipmodel.ranges import norms
 from lipmodel.ranges.enclosure import MatrixEnclosure
@@ -357,6 +358,60 @@ def test_large_compositions_take_the_best_norms_between_factors(monkeypatch):
     assert expanded < best
     terms = Sum(terms=factors)
     assert induced_norm(terms, "1", "1") == pytest.approx(sum(induced_norm(f, "1", "1") for f in factors), rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ convolutions
+
+
+def some_convolution(rng, scale=1.0):
+    d, groups = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    channels, outputs = groups * int(rng.integers(1, 3)), groups * int(rng.integers(1, 3))
+    taps, strides, dilations = (tuple(int(v) for v in rng.integers(1, 4, d)) for _ in range(3))
+    pads, image, result = (tuple(int(v) for v in rng.integers(low, 5, d)) for low in (0, 1, 1))
+    kernel = rng.standard_normal((outputs, channels // groups, *taps)) * scale * (rng.random(taps) < 0.8)
+    return Conv(
+        kernel=kernel,
+        radius=np.abs(kernel) * 0.125 if rng.random() < 0.3 else None,
+        input_shape=(int(rng.integers(1, 3)), channels, *image),
+        output_spatial=result,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        groups=groups,
+    )
+
+
+def test_convolutions_are_what_their_expansions_are():
+    rng = np.random.default_rng(13)
+    for scale in (1.0, 1e-38, 1e38):
+        for _ in range(40):
+            map = some_convolution(rng, scale)
+            expanded = map.enclosure()
+            assert entry_norms(map) == exact_entry_norms(expanded)
+            for p, q in PAIRS:
+                bound = induced_norm(map, p, q)
+                assert bound <= induced_norm(expanded, p, q) <= bound * (1 + 1e-13)
+
+
+def test_large_convolutions_are_never_expanded():
+    class Unexpanded(Conv):
+        __slots__ = ()
+
+        def enclosure(self):
+            raise AssertionError("expanded")
+
+    kernel = np.random.default_rng(14).integers(-3, 4, (8, 8, 3, 3)).astype(float)
+    shape = {"input_shape": (1, 8, 500, 500), "output_spatial": (500, 500)}
+    map = Unexpanded(kernel=kernel, strides=(1, 1), pads=(1, 1), dilations=(1, 1), **shape)
+    assert map.entries > 100_000_000
+    assert induced_norm(map, "inf", "inf") == abs(kernel).sum(axis=(1, 2, 3)).max()
+    assert induced_norm(map, "1", "1") == abs(kernel).sum(axis=(0, 2, 3)).max()
+    assert induced_norm(map, "1", "inf") == 3.0
+    assert (
+        induced_norm(map, "2", "2") <= math.sqrt(induced_norm(map, "1", "1") * induced_norm(map, "inf", "inf")) + 1e-9
+    )
+    broken = Unexpanded(kernel=kernel * math.nan, strides=(1, 1), pads=(1, 1), dilations=(1, 1), **shape)
+    assert induced_norm(broken, "2", "2") == math.inf
 
 
 # ------------------------------------------------------------------------------------------------ the exact side

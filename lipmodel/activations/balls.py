@@ -33,10 +33,10 @@ def outward(x: arb) -> tuple[float, float]:
         return (-math.inf, math.inf)
     if x.is_exact():
         mantissa, exponent = (int(v) for v in x.man_exp())
-        return (_down(mantissa, exponent), -_down(-mantissa, exponent))
+        return (_down(mantissa, exponent), 0.0 - _down(-mantissa, exponent))
     low = [int(v) for v in x.lower().man_exp()]
     high = [int(v) for v in x.upper().man_exp()]
-    return (_down(low[0], low[1]), -_down(-high[0], high[1]))
+    return (_down(low[0], low[1]), 0.0 - _down(-high[0], high[1]))
 
 
 def _down(mantissa: int, exponent: int) -> float:
@@ -63,7 +63,7 @@ def float_down(value: Fraction) -> float:
 
 def float_up(value: Fraction) -> float:
     """The smallest double (or inf) not below a rational."""
-    return -float_down(-value)
+    return 0.0 - float_down(-value)  # 0.0 -, so that zero has the positive sign
 
 
 def lower_rational(x: arb) -> Fraction:

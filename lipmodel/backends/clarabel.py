@@ -26,7 +26,7 @@ class Clarabel:
 
     name = "clarabel"
     description = "Clarabel interior point (Rust), any model"
-    capabilities = Capabilities(cones=frozenset({"psd", "nonnegative", "zero"}), max_order=180, precision=1e-8)
+    capabilities = Capabilities(cones=frozenset({"psd", "nonnegative", "zero"}), max_order=64, precision=1e-8)
 
     def available(self) -> Availability:
         try:

@@ -1,6 +1,6 @@
 """The conic program in geometric form: what general solvers and solver files receive.
 
-    minimise  c'y   subject to   C_k + sum_j y_j A_kj  positive semidefinite,   G y + h >= 0,   E y + f = 0
+minimise  c'y   subject to   C_k + sum_j y_j A_kj  positive semidefinite,   G y + h >= 0,   E y + f = 0
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from lipmodel.errors import LipmodelError
 from lipmodel.model.forms import QuadraticForm, Signal
-from lipmodel.model.model import Model, Nonnegative, values_of
+from lipmodel.model.model import Model, Nonnegative, Zero, values_of
 from lipmodel.model.variables import Expression, Variable
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,10 @@ MAX_COEFFICIENTS = 60_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PsdBlock:
-    """One matrix inequality: lower-triangle entries (row >= col) of the coefficient of variable `var` (-1: constant)."""
+    """One matrix inequality: entries of the lower triangle, row >= col, of the coefficient of variable `var`.
+
+    var -1 is the constant. offsets: where every signal starts.
+    """
 
     order: int
     row: Array
@@ -55,28 +58,35 @@ class ConeProgram:
         return values_of(self.model, y)
 
 
+def too_large(model: Model) -> str | None:
+    """Why the model cannot be expanded into coefficients, or None."""
+    predicted = model.sizes().coefficients
+    if predicted <= MAX_COEFFICIENTS:
+        return None
+    return (
+        f"it would expand into about {predicted:,} coefficients, more than the limit of {MAX_COEFFICIENTS:,}; "
+        "use the native backend or a closed-form formulation such as product"
+    )
+
+
 def cone_program(model: Model) -> ConeProgram:
     """Expand a model into coefficients. Raises LipmodelError where the predicted size is out of reach."""
     model.check()
-    predicted = model.sizes().coefficients
-    if predicted > MAX_COEFFICIENTS:
-        raise LipmodelError(
-            f"the model {model.name!r} would expand into about {predicted:,} coefficients, more than the limit of "
-            f"{MAX_COEFFICIENTS:,}: use the native backend or a closed-form formulation such as product"
-        )
+    excess = too_large(model)
+    if excess is not None:
+        raise LipmodelError(f"the model {model.name!r} is out of reach of a general solver: {excess}")
     start: dict[Variable, int] = {}
     n = 0
     for v in model.variables:
         start[v] = n
         n += v.size
-    psd = tuple(_psd_block(f, start) for f in model.matrix_constraints)
+    psd = tuple(_psd_block(f, start) for f in model.matrix_constraints if f.signals)
     assert model.objective is not None
     cost, offset = _rows([model.objective], start, n)
-    ineqs = [Expression.of(v) for v in model.variables if v.nonnegative]
-    ineqs += [c.function for c in model.constraints if isinstance(c.function, Expression) and isinstance(c.set, Nonnegative)]
-    eqs = [c.function for c in model.constraints if isinstance(c.function, Expression) and not isinstance(c.set, Nonnegative)]
-    g, h = _rows(ineqs, start, n)
-    e, f = _rows(eqs, start, n)
+    linear = [(c.function, c.set) for c in model.constraints if isinstance(c.function, Expression)]
+    signs = [Expression.of(v) for v in model.variables if v.nonnegative]
+    g, h = _rows([*signs, *(f for f, kind in linear if isinstance(kind, Nonnegative))], start, n)
+    e, f = _rows([f for f, kind in linear if isinstance(kind, Zero)], start, n)
     return ConeProgram(
         model=model,
         cost=np.asarray(cost.todense()).ravel(),
@@ -90,7 +100,9 @@ def cone_program(model: Model) -> ConeProgram:
 
 
 def _rows(expressions: list[Expression], start: Mapping[Variable, int], n: int) -> tuple[Any, Array]:
-    rows, cols, data, constants = [], [], [], []
+    """The expressions one below the other: matrix (rows, n), CSR, and constants."""
+    none = np.zeros(0, dtype=np.int64)
+    rows, cols, data, constants = [none], [none], [np.zeros(0)], [np.zeros(0)]
     at = 0
     for expression in expressions:
         for v, k in expression.coefficients.items():
@@ -100,10 +112,8 @@ def _rows(expressions: list[Expression], start: Mapping[Variable, int], n: int) 
             data.append(coo.data)
         constants.append(expression.constant)
         at += expression.size
-    if not rows:
-        return sp.csr_array((at, n)), np.concatenate(constants) if constants else np.zeros(0)
-    matrix = sp.csr_array((np.concatenate(data), (np.concatenate(rows), np.concatenate(cols))), shape=(at, n))
-    return matrix, np.concatenate(constants)
+    entries = (np.concatenate(data), (np.concatenate(rows), np.concatenate(cols)))
+    return sp.csr_array(entries, shape=(at, n)), np.concatenate(constants)
 
 
 def _psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
@@ -112,7 +122,8 @@ def _psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
     for s in form.signals:
         offsets[s] = order
         order += s.size
-    rows, cols, variables, values = [], [], [], []
+    none = np.zeros(0, dtype=np.int64)
+    rows, cols, variables, values = [none], [none], [none], [np.zeros(0)]
     for term in form.terms:
         for t in term.triplets():
             r, c = offsets[t.block[0]] + t.row, offsets[t.block[1]] + t.col
@@ -120,9 +131,6 @@ def _psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
             cols.append(np.minimum(r, c))
             variables.append(np.full(len(r), -1) if t.variable is None else t.index + start[t.variable])
             values.append(t.value)
-    if not rows:
-        empty = np.zeros(0, dtype=np.int64)
-        return PsdBlock(order=order, row=empty, col=empty, var=empty, value=np.zeros(0), offsets=offsets)
     row, col, var, value = (np.concatenate(x) for x in (rows, cols, variables, values))
     key = (var.astype(np.int64) + 1) * (order * order) + row.astype(np.int64) * order + col
     unique, inverse = np.unique(key, return_inverse=True)
@@ -131,3 +139,18 @@ def _psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
     unique, summed = unique[kept], summed[kept]
     var, rest = unique // (order * order) - 1, unique % (order * order)
     return PsdBlock(order=order, row=rest // order, col=rest % order, var=var, value=summed, offsets=offsets)
+
+
+def svec(block: PsdBlock, size: int, *, upper: bool) -> tuple[Any, Array]:
+    """A matrix inequality as the scaled vector of a triangle: coefficients (rows, size), CSR, and constant (rows,).
+
+    Entries off the diagonal are multiplied by sqrt 2. upper: column by column of the upper triangle, else of the lower.
+    """
+    r, c, n = block.row, block.col, block.order
+    index = r * (r + 1) // 2 + c if upper else c * n - c * (c - 1) // 2 + (r - c)
+    value = np.where(r == c, block.value, np.sqrt(2.0) * block.value)
+    total = n * (n + 1) // 2
+    constant = block.var < 0
+    b = np.bincount(index[constant], weights=value[constant], minlength=total)
+    rest = ~constant
+    return sp.csr_array((value[rest], (index[rest], block.var[rest])), shape=(total, size)), b

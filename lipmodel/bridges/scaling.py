@@ -1,8 +1,8 @@
 """Exact reductions that every solver profits from: unit layer norms, input QR, output Gram.
 
-Each takes a model and gives an equivalent one; `restore` carries a point back. Nothing here is trusted: bounds are
-proved from the multipliers on the original network. Without scaling, first-order and interior-point solvers alike have
-declared the (always feasible) LipSDP inequality infeasible on ordinary trained networks.
+Each takes a model and gives an equivalent one over the same variables; `restore` carries a point back. Nothing here is
+trusted: bounds are proved from the multipliers on the original network. Without scaling, first-order and interior-point
+solvers alike have declared the (always feasible) LipSDP inequality infeasible on ordinary trained networks.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from lipmodel.model.forms import LinearForm, QuadraticForm, Signal
 from lipmodel.model.model import Constraint, Model
 from lipmodel.model.terms import Factored, Term, rescale_expression
 from lipmodel.model.variables import Expression, Variable
-from lipmodel.network.linear import Dense, Diagonal, Sparse
+from lipmodel.network.linear import Dense, LinearMap, Selection, Sparse
 
 Array = np.ndarray[Any, Any]
 MAX_QR = 4_000_000
+"""Entries above which a matrix is not factorised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """An equivalent, well-scaled model over the same variables (by name), and the way back."""
+    """An equivalent, well-scaled model over the same variables, and the way back: y = factors * (its y)."""
 
     model: Model
+    factors: Mapping[Variable, Array]
     restore: Callable[[Mapping[Variable, Array]], dict[Variable, Array]]
 
 
 def prepare(model: Model) -> Prepared:
-    """All reductions of this file, in order: input QR, output Gram, signal scaling, variable scaling."""
+    """All reductions of this file, in order: output Gram, input QR, signal scaling, variable scaling."""
     changed = _with_forms(model, [_output_gram(f) for f in model.matrix_constraints])
     for signal in list(changed.signals):
         changed = _input_qr(changed, signal)
@@ -52,9 +54,8 @@ def _with_forms(model: Model, forms: list[QuadraticForm]) -> Model:
     return replace(model, constraints=constraints, signals=signals)
 
 
-def _dense(m: Any) -> Array:
-    center = m.enclosure().center
-    return np.asarray(center.toarray() if sp.issparse(center) else center)
+def _dense(m: LinearMap) -> Array:
+    return np.asarray(m.enclosure().dense().center)
 
 
 def _output_gram(form: QuadraticForm) -> QuadraticForm:
@@ -64,16 +65,13 @@ def _output_gram(form: QuadraticForm) -> QuadraticForm:
         if isinstance(term, Factored) and term.left is term.right and not term.weight.coefficients and term.size > 1:
             columns = sum(s.size for s in term.left.blocks)
             weight = term.weight.constant
-            if columns < term.size and np.all(weight == weight[0]) and term.size * columns <= MAX_QR:
+            if 0 < columns < term.size and np.all(weight == weight[0]) and term.size * columns <= MAX_QR:
                 stacked = np.hstack([_dense(m) for m in term.left.blocks.values()])
                 r = sla.qr(stacked, mode="r", check_finite=False)[0][:columns]
-                term = replace(term, weight=Expression.number(weight[0], columns), **_both(_split_columns(r, term.left)))
+                gram = _split_columns(r, term.left)
+                term = replace(term, weight=Expression.number(weight[0], columns), left=gram, right=gram)
         terms.append(term)
     return QuadraticForm(terms=tuple(terms))
-
-
-def _both(form: LinearForm) -> dict[str, LinearForm]:
-    return {"left": form, "right": form}
 
 
 def _split_columns(matrix: Array, like: LinearForm) -> LinearForm:
@@ -86,79 +84,88 @@ def _split_columns(matrix: Array, like: LinearForm) -> LinearForm:
 
 def _input_qr(model: Model, signal: Signal) -> Model:
     """Turn a wide signal that is measured by one scalar ball into the few coordinates that anything else reads."""
-    readers: list[Array] = []
-    seen: set[int] = set()
-    rows = 0
-    for form in model.matrix_constraints:
-        for term in form.terms:
-            if not any(signal in pair for pair in term.pattern()):
-                continue
-            if not isinstance(term, Factored):
-                return model
-            if _is_scalar_ball(term, signal):
-                continue
-            for side in (term.left, term.right):
-                block = side.blocks.get(signal)
-                if block is None or id(block) in seen:
-                    continue
-                if getattr(block, "is_identity", False) or rows + block.shape[0] >= 2 * signal.size:
-                    return model
-                seen.add(id(block))
-                if block.entries > MAX_QR:
-                    return model
-                readers.append(_dense(block))
-                rows += block.shape[0]
-    if not readers:
+    blocks = _readers(model, signal)
+    if not blocks:
         return model
-    stacked = np.vstack(readers)
+    rows = np.vstack([_dense(m) for m in blocks])
+    size = np.linalg.norm(rows, axis=1, keepdims=True)
+    # rows of unit length: what a layer reads must not vanish beside the larger weights of another
+    rows = rows / np.where(size > 0.0, size, 1.0)
     # left and right of one activation read multiples of the same rows: the range is found by a pivoted QR
-    q, r, _ = sla.qr(stacked.T, mode="economic", pivoting=True, check_finite=False)
+    q, r, _ = sla.qr(rows.T, mode="economic", pivoting=True, check_finite=False)
     diagonal = np.abs(np.diag(r))
-    rank = int(np.count_nonzero(diagonal > 1e-13 * max(diagonal.max(initial=0.0), 1e-300)))
+    rank = int(np.count_nonzero(diagonal > 1e-13 * diagonal.max(initial=0.0)))
     if rank == 0 or rank >= signal.size:
         return model
     basis = np.ascontiguousarray(q[:, :rank])
-    reduced = Signal(name=signal.name, size=rank)
-    whole, new = Dense(weights=basis), LinearForm.of(reduced)
+    new = LinearForm.of(Signal(name=signal.name, size=rank))
     forms = []
     for form in model.matrix_constraints:
         terms: list[Term] = []
         for term in form.terms:
             if isinstance(term, Factored) and _is_scalar_ball(term, signal):
-                weight = term.weight[:1].spread(rank)
-                ball = LinearForm.of(reduced, role=term.left.role)
-                terms.append(replace(term, weight=weight, **_both(ball)))
-            else:
-                terms.append(_multiplied(term, signal, whole, new))
+                ball = replace(new, role=term.left.role)
+                term = replace(term, weight=term.weight[:1].spread(rank), left=ball, right=ball)
+            elif isinstance(term, Factored):
+                left = _turned(term.left, signal, basis, new.signals[0])
+                right = left if term.right is term.left else _turned(term.right, signal, basis, new.signals[0])
+                term = replace(term, left=left, right=right)
+            terms.append(term)
         forms.append(QuadraticForm(terms=tuple(terms)))
     return _with_forms(model, forms)
 
 
-def _multiplied(term: Term, signal: Signal, basis: Dense, new: LinearForm) -> Term:
-    if not isinstance(term, Factored):
-        return term
+def _readers(model: Model, signal: Signal) -> list[LinearMap]:
+    """All matrices that act on the signal besides its ball; none where the signal has to stay as it is."""
+    found: dict[int, LinearMap] = {}
+    for form in model.matrix_constraints:
+        for term in form.terms:
+            if signal not in term.signals:
+                continue
+            if not isinstance(term, Factored):
+                return []
+            if _is_scalar_ball(term, signal):
+                # the coordinates that nothing reads are left with the ball alone, which must be convex by itself
+                if not _is_nonnegative(term.weight):
+                    return []
+                continue
+            for side in (term.left, term.right):
+                if signal in side.blocks:
+                    found[id(side.blocks[signal])] = side.blocks[signal]
+    maps = list(found.values())
+    if any(_is_identity(m) or m.entries > MAX_QR for m in maps) or sum(m.shape[0] for m in maps) >= 2 * signal.size:
+        return []
+    return maps
 
-    def one(form: LinearForm) -> LinearForm:
-        if signal not in form.blocks:
-            return form
-        fresh = next(iter(new.blocks))
-        blocks = {s: m for s, m in form.blocks.items() if s is not signal}
-        blocks[fresh] = Dense(weights=form.blocks[signal].matvec(basis.weights))
-        return LinearForm(size=form.size, blocks=blocks, role=form.role)
 
-    left = one(term.left)
-    return replace(term, left=left, right=left if term.right is term.left else one(term.right))
+def _turned(form: LinearForm, signal: Signal, basis: Array, new: Signal) -> LinearForm:
+    """The form with `signal` = basis @ new."""
+    if signal not in form.blocks:
+        return form
+    blocks = {s: m for s, m in form.blocks.items() if s is not signal}
+    blocks[new] = Dense(weights=form.blocks[signal].matvec(basis))
+    return LinearForm(size=form.size, blocks=blocks, role=form.role)
+
+
+def _is_nonnegative(weight: Expression) -> bool:
+    """Whether the weight cannot be negative, by the signs of its coefficients."""
+    signs = all(v.nonnegative and bool(np.all(k.data >= 0.0)) for v, k in weight.coefficients.items())
+    return signs and bool(np.all(weight.constant >= 0.0))
+
+
+def _is_identity(m: LinearMap) -> bool:
+    return isinstance(m, Selection) and m.is_identity
 
 
 def _is_scalar_ball(term: Factored, signal: Signal) -> bool:
     """weight * |signal|^2 with one weight for all entries."""
     for side in (term.left, term.right):
-        if list(side.blocks) != [signal] or not getattr(side.blocks[signal], "is_identity", False):
+        if list(side.blocks) != [signal] or not _is_identity(side.blocks[signal]):
             return False
     same = bool(np.all(term.weight.constant == term.weight.constant[0]))
     for k in term.weight.coefficients.values():
-        first = k[[0]]
-        same = same and k.nnz == first.nnz * k.shape[0] and abs(k - sp.csr_array(np.ones((k.shape[0], 1))) @ first).max() == 0
+        repeated = sp.csr_array(np.ones((k.shape[0], 1))) @ k[[0]]
+        same = same and (k - repeated).count_nonzero() == 0
     return same
 
 
@@ -169,20 +176,17 @@ def _power_of_two(value: float) -> float:
 
 
 def _scaled_signals(model: Model) -> Model:
-    """Scale every signal by the gain its slope restrictions give it, and the constants of the form to order one."""
+    """Scale every signal by the gain its slope restrictions give it, and the form's constants to order one."""
     from lipmodel.elimination import spectral_estimate
 
     gains: dict[Signal, float] = {}
     for form in model.matrix_constraints:
         for term in form.terms:
             if isinstance(term, Factored) and term.rule is not None and term.rule.kind == "slope":
-                activation = term.rule.subject
-                own = activation.signal
-                reach = sum(
-                    spectral_estimate(m) * gains.get(s, 1.0) for s, m in _pre_of(term, own).items()
-                )
+                own = term.rule.subject.signal
+                reach = sum(spectral_estimate(m) * gains.get(s, 1.0) for s, m in _pre_of(term, own).items())
                 gains[own] = _power_of_two(reach)
-    scaled = _substituted(model, {s: g for s, g in gains.items() if g != 1.0})
+    scaled = _substituted(model, gains)
     level = 0.0
     for form in scaled.matrix_constraints:
         for term in form.terms:
@@ -193,32 +197,33 @@ def _scaled_signals(model: Model) -> Model:
     if level <= 0.0:
         return scaled
     factor = _power_of_two(1.0 / np.sqrt(level))
-    return _substituted(scaled, {s: factor for s in scaled.signals})
+    return _substituted(scaled, dict.fromkeys(scaled.signals, factor))
 
 
-def _pre_of(term: Factored, own: Signal) -> dict[Signal, Any]:
+def _pre_of(term: Factored, own: Signal) -> Mapping[Signal, LinearMap]:
     """The blocks that the larger of the two slope lines reads (other than the activation's own signal)."""
-    sides = [{s: m for s, m in side.blocks.items() if s is not own} for side in (term.left, term.right)]
-    sizes = [sum(float(np.abs(_row_sizes(LinearForm(size=term.size, blocks=b))).max(initial=0.0)) for b in [side]) for side in sides]
-    return sides[0] if sizes[0] >= sizes[1] else sides[1]
+    sides = [
+        LinearForm(size=term.size, blocks={s: m for s, m in side.blocks.items() if s is not own})
+        for side in (term.left, term.right)
+    ]
+    return max(sides, key=lambda side: float(_row_sizes(side).max(initial=0.0))).blocks
 
 
 def _row_sizes(form: LinearForm) -> Array:
-    total = np.zeros(form.size)
+    """The 2-norm of every row of the form's matrix, shape (size,)."""
+    squares = np.zeros(form.size)
     for m in form.blocks.values():
-        center = m.enclosure().center
-        squares = center.multiply(center).sum(axis=1) if sp.issparse(center) else np.sum(center * center, axis=1)
-        total += np.asarray(squares).ravel()
-    return np.sqrt(total)
+        squares += np.asarray((abs(m.enclosure().center) ** 2).sum(axis=1)).ravel()
+    return np.sqrt(squares)
 
 
 def _substituted(model: Model, factors: Mapping[Signal, float]) -> Model:
     """The model with every signal s replaced by factors[s] * s."""
-    if not factors:
+    if all(factor == 1.0 for factor in factors.values()):
         return model
 
     def form(f: LinearForm) -> LinearForm:
-        blocks = {s: _times(m, factors[s]) if s in factors else m for s, m in f.blocks.items()}
+        blocks = {s: _times(m, factors.get(s, 1.0)) for s, m in f.blocks.items()}
         return LinearForm(size=f.size, blocks=blocks, role=f.role)
 
     forms = []
@@ -235,11 +240,10 @@ def _substituted(model: Model, factors: Mapping[Signal, float]) -> Model:
     return _with_forms(model, forms)
 
 
-def _times(m: Any, c: float) -> Any:
+def _times(m: LinearMap, c: float) -> LinearMap:
+    """c m, expanded: everything after this reads coefficients."""
     center = m.enclosure().center
-    if sp.issparse(center):
-        return Sparse(weights=sp.csr_array(center * c))
-    return Dense(weights=center * c) if not isinstance(m, Diagonal) else Diagonal(values=m.values * c)
+    return Sparse(weights=sp.csr_array(center * c)) if sp.issparse(center) else Dense(weights=center * c)
 
 
 def _scaled_variables(original: Model, model: Model) -> Prepared:
@@ -248,10 +252,9 @@ def _scaled_variables(original: Model, model: Model) -> Prepared:
     for form in model.matrix_constraints:
         for term in form.terms:
             if isinstance(term, Factored):
-                size = _row_sizes(term.left) * _row_sizes(term.right)
+                size = sp.diags_array(_row_sizes(term.left) * _row_sizes(term.right))
                 for v, k in term.weight.coefficients.items():
-                    weighted = abs(sp.csr_array(sp.diags_array(size) @ k))
-                    top = np.asarray(weighted.max(axis=0).todense()).ravel()
+                    top = abs(sp.csr_array(size @ k)).max(axis=0).toarray().ravel()
                     largest[v] = np.maximum(largest[v], top)
             else:
                 for t in term.triplets():
@@ -272,4 +275,4 @@ def _scaled_variables(original: Model, model: Model) -> Prepared:
     def restore(values: Mapping[Variable, Array]) -> dict[Variable, Array]:
         return {v: factors[v] * np.asarray(values[v]) for v in original.variables}
 
-    return Prepared(model=scaled, restore=restore)
+    return Prepared(model=scaled, factors=factors, restore=restore)

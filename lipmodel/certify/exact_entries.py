@@ -16,8 +16,10 @@ import numpy as np
 import scipy.sparse as sp
 from flint import fmpz_mat
 
+from lipmodel.network.conv import Conv
 from lipmodel.network.exact import ExactMatrix, dyadic_exponent, integers
 from lipmodel.network.linear import Composition, Sum
+from lipmodel.ranges.conv_norms import conv_entry_norms
 from lipmodel.ranges.enclosure import MatrixEnclosure
 from lipmodel.ranges.norms import EntryNorms, Matrix, root_up
 
@@ -71,6 +73,8 @@ def exact_matrix(matrix: Matrix) -> ExactMatrix:
 
 def exact_entry_norms(matrix: Matrix) -> EntryNorms:
     """The entry norms of a map or an enclosed matrix: sums in integers, square roots rounded up at 80 bits."""
+    if isinstance(matrix, Conv):
+        return conv_entry_norms(matrix)
     entries = exact_entries(matrix)
     size = entries.magnitude()
     kept = np.flatnonzero(size)

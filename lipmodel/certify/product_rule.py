@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -45,11 +45,16 @@ from lipmodel.ranges.norms import (
 )
 from lipmodel.spec import NORMS, Norm, as_norm
 
+if TYPE_CHECKING:
+    from lipmodel.network.increments import IncrementSystem
+
 Array = np.ndarray[Any, Any]
 NormFunction = Callable[[LinearMap, Norm, Norm], Bound]
 
 _SMALL_FORM = 200
 """Blocks of one form up to which overlapping branches are taken apart one by one."""
+_PRUNED_CLAIMS = 100
+"""Spectral norms up to which a certificate is searched for those that it does not need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,6 +80,23 @@ class ProductSystem:
     input_size: int
     activations: tuple[ProductActivation, ...]
     output: Mapping[int, LinearMap]
+
+
+def product_system(system: IncrementSystem) -> ProductSystem:
+    """What the product rule sees of an increment system."""
+    at = system.positions()
+    return ProductSystem(
+        input_size=system.input.size,
+        activations=tuple(
+            ProductActivation(
+                pre={at[signal]: map for signal, map in a.pre.blocks.items()},
+                gain=np.maximum(np.abs(a.alpha), np.abs(a.beta)),
+                size=a.size,
+            )
+            for a in system.activations
+        ),
+        output={at[signal]: map for signal, map in system.output.blocks.items()},
+    )
 
 
 def product_bound(system: ProductSystem, p: Any, q: Any, norm: NormEvaluator | NormFunction | None = None) -> Bound:
@@ -113,6 +135,26 @@ def product_bound(system: ProductSystem, p: Any, q: Any, norm: NormEvaluator | N
     if system.output:
         _check(system.output, next(iter(system.output.values())).shape[0], sizes)
     return _form_bounds(system.output, reached, of, (q,))[q]
+
+
+def product_certificate(system: ProductSystem, p: Any, q: Any) -> tuple[float, list[str]]:
+    """The bound, rounded up, and the claims that `check_product` needs to verify it, as hexadecimal strings.
+
+    Spectral norms on which the bound does not depend are claimed to be "inf", which costs nothing to check.
+    """
+    norms = float_norms(margin=CLAIM_MARGIN)
+    bound = float_up(product_bound(system, p, q, norms))
+    claims = list(norms.log)
+    for k in range(len(claims)) if len(claims) <= _PRUNED_CLAIMS else ():
+        fewer = [*claims[:k], math.inf, *claims[k + 1 :]]
+        if float_up(product_bound(system, p, q, _replayed(norms, fewer))) == bound:
+            claims = fewer
+    return bound, [claim.hex() for claim in claims]
+
+
+def _replayed(norms: NormEvaluator, spectral: Sequence[float]) -> NormEvaluator:
+    values = iter(spectral)
+    return NormEvaluator(norms.entry_norms, lambda *_: rational(next(values)))
 
 
 def check_product(system: ProductSystem, p: Any, q: Any, bound: float, claims: Sequence[str | float]) -> None:

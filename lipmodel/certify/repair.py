@@ -175,29 +175,19 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
     n00, n10, n11 = n[:n0, :n0], n[n0:, :n0], n[n0:, n0:]
     values, vectors = sla.eigh(n11, check_finite=False)
     turned = vectors.T @ n10
-    least = max(float(values[-1]), 0.0)
-    reach = max(least, top_eigenvalue(np.abs(n)) if n.shape[0] <= 64 else float(np.abs(n).sum(axis=1).max()), 1e-300)
-
+    least = max(float(values[-1]), 1e-290)
+    floor = 1e-13 * float(np.abs(n00).max(initial=0.0)) + 1e-290
     top_of = _updated_top(n00, turned)
 
     def a_of(b: float) -> float:
         gap = b - values
-        return math.inf if np.any(gap <= 0.0) else max(top_of(1.0 / gap), 1e-12 * reach)
+        return math.inf if np.any(gap <= 0.0) else max(top_of(1.0 / gap), floor)
 
-    low, high = math.log(max(least, 1e-9 * reach)), math.log(max(least, 1e-9 * reach)) + 14.0
-    golden = (math.sqrt(5.0) - 1.0) / 2.0
-    x1, x2 = high - golden * (high - low), low + golden * (high - low)
-    f1, f2 = (math.log(max(a_of(math.exp(x)), 1e-300)) + x for x in (x1, x2))
-    for _ in range(40 if n0 <= 150 else 24):
-        if f1 <= f2:
-            high, x2, f2 = x2, x1, f1
-            x1 = high - golden * (high - low)
-            f1 = math.log(max(a_of(math.exp(x1)), 1e-300)) + x1
-        else:
-            low, x1, f1 = x1, x2, f2
-            x2 = low + golden * (high - low)
-            f2 = math.log(max(a_of(math.exp(x2)), 1e-300)) + x2
-    x = x1 if f1 <= f2 else x2
+    def log_price(x: float) -> float:
+        return math.log(a_of(math.exp(x))) + x
+
+    # without activations any balance of the two ends is as good as any other
+    x = _golden(log_price, math.log(least), 60.0, 64 if n0 <= 150 else 44) if reduced.t else 0.0
     b = math.exp(x)
     a = a_of(b)
     if not (math.isfinite(a) and a > 0.0):
@@ -205,6 +195,23 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
     g, s = a * g0, b * s0
     price = math.sqrt(float(g.max() if p == "2" else g.sum())) * math.sqrt(float(s.max() if q == "2" else s.sum()))
     return _Trial(estimate=price, t=reduced.t, g=g, s=s, origin=origin) if math.isfinite(price) else None
+
+
+def _golden(f: Callable[[float], float], low: float, width: float, steps: int) -> float:
+    """A minimiser of a unimodal function on [low, low + width] by golden section."""
+    high, ratio = low + width, (math.sqrt(5.0) - 1.0) / 2.0
+    x1, x2 = high - ratio * width, low + ratio * width
+    f1, f2 = f(x1), f(x2)
+    for _ in range(steps):
+        if f1 <= f2:
+            high, x2, f2 = x2, x1, f1
+            x1 = high - ratio * (high - low)
+            f1 = f(x1)
+        else:
+            low, x1, f1 = x1, x2, f2
+            x2 = low + ratio * (high - low)
+            f2 = f(x2)
+    return x1 if f1 <= f2 else x2
 
 
 def _updated_top(a: Array, w: Array) -> Callable[[Array], float]:
@@ -238,7 +245,7 @@ def _proved(
     system: FloatSystem, blocks: Blocks, trial: _Trial, p: Norm, q: Norm, check: Callable[[Multipliers], bool] | None
 ) -> ProvedMultipliers | None:
     """Widen the ends until the proof goes through; a few roundings at first, more for badly conditioned networks."""
-    delta = 4e-14
+    delta = 4e-13
     while delta < 0.3:
         m = unscaled(blocks, trial, delta)
         if m is not None and proves_lmi(system, m) and (check is None or check(m)):

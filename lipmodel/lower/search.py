@@ -19,8 +19,14 @@ from lipmodel.spec import Norm, Outputs, parse_outputs
 if TYPE_CHECKING:
     from lipmodel.network.graph import Network
 
-POOL = 400
-"""Visited points that are remembered."""
+POOL = 60
+"""Visited points that are remembered on every island."""
+ISLANDS = 12
+"""Regions that are searched side by side."""
+PATIENCE = 20
+"""Expansions without success that make an island count e times less."""
+DECADES = 6
+"""Orders of magnitude of the length of a step."""
 
 
 def search(
@@ -72,6 +78,26 @@ def _checked(box: tuple[Array, Array], size: int) -> tuple[Array, Array]:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Island:
+    """A region of the search: the points found from one start, and how long ago the best of them was found."""
+
+    points: dict[bytes, Point] = field(default_factory=dict)
+    summit: float = 0.0
+    stalled: int = 0
+
+    @property
+    def prospect(self) -> float:
+        return self.summit * math.exp(-self.stalled / PATIENCE)
+
+    def add(self, key: bytes, point: Point) -> None:
+        self.points[key] = point
+        if point.value > self.summit * (1.0 + 1e-9):
+            self.summit, self.stalled = point.value, 0
+        if len(self.points) > POOL:
+            del self.points[min(self.points, key=lambda k: self.points[k].value)]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Hunt:
     """The state of one search."""
 
@@ -91,8 +117,9 @@ class Hunt:
     offered: float = 0.0
     scale: float = 1.0
     batch: int = 8
-    pool: dict[bytes, Point] = field(default_factory=dict)
-    steps: int = 0
+    fresh: float = 0.0
+    islands: list[Island] = field(default_factory=list)
+    arms: Array = field(default_factory=lambda: np.zeros((2 + 3 * DECADES, 2)))
 
     def run(self) -> None:
         """Search until the time is over, the target is reached, or there is nothing left to try."""
@@ -101,12 +128,29 @@ class Hunt:
             if self.program.neurons == 0:
                 return
             while not self.over:
-                if self.rng.random() < 0.15 or not self._expand():
-                    self.visit(self.starts(self.batch))
+                island = self._chosen_island()
+                if island is None:
+                    self._settle()
+                else:
+                    self._expand(island)
 
     @property
     def over(self) -> bool:
         return time.perf_counter() >= self.end or (self.best is not None and self.best.ratio >= self.target)
+
+    def _settle(self) -> None:
+        """Found a new island on the best of a batch of random points."""
+        island = Island()
+        self.visit(self.starts(self.batch), island, keep=4)
+        self.islands.append(island)
+        self.fresh = 0.5 * (self.fresh + island.summit)
+        if len(self.islands) > ISLANDS:
+            self.islands.remove(min(self.islands, key=lambda t: t.summit))
+
+    def _chosen_island(self) -> Island | None:
+        """The island with the best prospects: high, and not searched for long without success; None: a new one."""
+        best = max(self.islands, key=lambda t: t.prospect)
+        return best if best.prospect > self.fresh and self.rng.random() > 0.04 else None
 
     # --- points ---
 
@@ -122,7 +166,9 @@ class Hunt:
             ratio = ratio[np.isfinite(ratio) & (ratio > 0) & (ratio < 1e100)]
             if len(ratio):
                 self.scale = float(np.clip(np.median(ratio), 1e-6, 1e6))
-        self.visit(np.concatenate([zero, self.starts(7)], axis=1))
+        self.islands.append(Island())
+        self.visit(np.concatenate([zero, self.starts(7)], axis=1), self.islands[0], keep=4)
+        self.fresh = self.islands[0].summit
 
     def starts(self, count: int) -> Array:
         """Random points at many scales, shape (inputs, count)."""
@@ -137,29 +183,23 @@ class Hunt:
         x[:, ::4] *= self.rng.random((n, len(range(0, count, 4)))) < 0.3
         return np.asarray(x + 1e-9 * self.scale * self.rng.standard_normal((n, count)))
 
-    def visit(self, x: Array) -> float:
-        """Evaluate the columns of x, remember them, and make a witness of the best one; returns its value."""
+    def visit(self, x: Array, island: Island, keep: int) -> Array:
+        """Evaluate the columns of x, add the best to the island, make a witness of the very best; returns the values."""
         if self.box is not None:
             x = np.clip(x, self.box[0][:, None], self.box[1][:, None])
         begin = time.perf_counter()
         stack, found = local_norms(self.program, x, self.p, self.q)
         value = np.where(np.isfinite(found.value), found.value, 0.0)
-        floor = min((t.value for t in self.pool.values()), default=0.0) if len(self.pool) >= POOL else 0.0
-        for k in np.argsort(-value, kind="stable").tolist():
-            if value[k] <= floor:
-                break
+        for k in np.argsort(-value, kind="stable")[:keep].tolist():
             key = self._key(stack[:, k], x[:, k])
-            if key not in self.pool:
-                self.pool[key] = Point(x=x[:, k].copy(), value=float(value[k]), v=found.v[k], u=found.u[k])
-        if len(self.pool) > 2 * POOL:
-            kept = sorted(self.pool.items(), key=lambda item: -item[1].value)[:POOL]
-            self.pool = dict(kept)
+            if value[k] > 0 and key not in island.points:
+                island.add(key, Point(x=x[:, k].copy(), value=float(value[k]), v=found.v[k], u=found.u[k]))
         top = int(np.argmax(value))
         if value[top] > self.offered * (1.0 + 1e-12):
             self.offer(x[:, top])
         spent = time.perf_counter() - begin
-        self.batch = int(np.clip(0.02 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
-        return float(value[top])
+        self.batch = int(np.clip(0.01 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
+        return value
 
     def _key(self, stack: Array, x: Array) -> bytes:
         if self.program.has_smooth:
@@ -169,20 +209,21 @@ class Hunt:
 
     # --- moves ---
 
-    def _expand(self) -> bool:
-        """Try moves from a promising point; False where no point is left."""
+    def _expand(self, island: Island) -> None:
+        """Try moves from a promising point of an island."""
         program = self.program
-        points = sorted(self.pool.values(), key=lambda t: -t.value / (1.0 + 0.02 * t.visits))
-        if not points:
-            return False
-        rank = 0 if self.rng.random() < 0.6 else int(len(points) * self.rng.random() ** 3)
-        point = points[rank]
+        island.stalled += 1
+        points = sorted(island.points.values(), key=lambda t: -t.value / (1.0 + 0.03 * t.visits))
+        point = points[0 if self.rng.random() < 0.7 else int(len(points) * self.rng.random() ** 2)]
         point.visits += 1
         known = flips(program, point)
+        arms = self.arms
+        rate = (arms[:, 0] + 1.0) / (arms[:, 1] + 20.0)
+        share = self.rng.multinomial(self.batch, 0.2 / len(rate) + 0.8 * rate / np.sum(rate))
         parts: list[Array] = []
+        owner: list[int] = []
         x = point.x[:, None]
-        chunk = max(4, self.batch // 2)
-        single = np.arange(point.tried, min(point.tried + chunk, len(known.neuron)))
+        single = np.arange(point.tried, min(point.tried + max(4, int(share[0])), len(known.neuron)))
         point.tried += len(single)
         gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:METRIC_WANTED]
         wanted = np.unique(np.concatenate([known.neuron[single], known.neuron[gainful]]))
@@ -191,22 +232,33 @@ class Hunt:
             if len(single):
                 over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5, len(single))
                 parts.append(x + space.singles(known.neuron[single], known.need[single] * over))
-            for count in self._counts(len(gainful)):
+                owner += [0] * len(single)
+            for count in self._counts(len(gainful))[: max(1, int(share[1]))]:
                 some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
                 some = some[np.unique(known.neuron[some], return_index=True)[1]]
                 over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
                 parts.append(x + space.step(known.neuron[some], known.need[some] * over)[:, None])
-        lengths = 10.0 ** self.rng.uniform(-4, 1, max(2, self.batch // 6))
+                owner.append(1)
         size = max(self.scale, float(np.max(np.abs(point.x))))
-        direction = self.rng.standard_normal((program.inputs, len(lengths)))
-        direction[:, ::3] = point.v[:, None] * self.rng.choice([-1.0, 1.0], len(lengths[::3]))
-        direction /= np.maximum(np.max(np.abs(direction), axis=0), 1e-300)
-        if program.has_smooth:
-            slope = climb(program, known)
-            direction[:, 1::3] = (slope / max(float(np.max(np.abs(slope))), 1e-300))[:, None]
-        parts.append(x + direction * (lengths * size))
-        self.visit(np.concatenate(parts, axis=1))
-        return True
+        for arm in range(2, len(share)):
+            kind, decade = divmod(arm - 2, DECADES)
+            count = int(share[arm])
+            if count == 0 or (kind == 2 and not program.has_smooth):
+                continue
+            if kind == 0:
+                direction = self.rng.standard_normal((program.inputs, count))
+            elif kind == 1:
+                direction = point.v[:, None] * self.rng.choice([-1.0, 1.0], count)
+            else:
+                direction = np.repeat(climb(program, known)[:, None], count, axis=1)
+            direction /= np.maximum(np.max(np.abs(direction), axis=0), 1e-300)
+            parts.append(x + direction * (10.0 ** self.rng.uniform(-5.0 + decade, -4.0 + decade, count) * size))
+            owner += [arm] * count
+        value = self.visit(np.concatenate(parts, axis=1), island, keep=12)
+        better = (value > point.value * (1.0 + 1e-9)).astype(float)
+        np.add.at(arms[:, 0], owner, better)
+        np.add.at(arms[:, 1], owner, 1.0)
+        arms *= 0.98
 
     def _counts(self, limit: int) -> list[int]:
         top = min(limit, self.program.inputs)

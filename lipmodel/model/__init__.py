@@ -1,1 +1,1 @@
-"""."""
+"""What a formulation states: signals, variables, quadratic forms, constraints and an objective."""

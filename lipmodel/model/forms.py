@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
-from lipmodel.network.linear import Dense, Diagonal, LinearMap, collapse, compose, identity, total
+from lipmodel.errors import UsageError
+from lipmodel.model.variables import numbers
+from lipmodel.network.linear import Dense, Diagonal, LinearMap, Sparse, collapse, compose, identity, total
 
 if TYPE_CHECKING:
     from lipmodel.model.model import Constraint
@@ -58,19 +61,22 @@ class LinearForm:
         return tuple(self.blocks)
 
     def __add__(self, other: LinearForm) -> LinearForm:
-        return add_forms([self, other])
+        return add_forms([self, _linear(other)])
 
     def __sub__(self, other: LinearForm) -> LinearForm:
-        return add_forms([self, -other])
+        return add_forms([self, -_linear(other)])
 
     def __neg__(self) -> LinearForm:
         return LinearForm(size=self.size, blocks={s: -m for s, m in self.blocks.items()})
 
-    def __mul__(self, factor: float | Array) -> LinearForm:
-        """Multiplication by a number, or entry by entry by a vector of shape (size,)."""
-        values = np.broadcast_to(np.asarray(factor, dtype=np.float64), (self.size,))
-        if not np.all(np.isfinite(values)):
-            raise ValueError("a linear form is multiplied by finite numbers only")
+    def __mul__(self, factor: Any) -> LinearForm:
+        """Multiplication by a number, or entry by entry by a vector of shape (size,). Raises UsageError."""
+        if isinstance(factor, LinearForm):
+            raise UsageError("a product of two linear forms is quadratic: write lm.inner(a, b)")
+        values = numbers(factor, "what a linear form is multiplied by")
+        if values.size not in (1, self.size):
+            raise UsageError(f"{values.size} numbers do not fit a linear form of size {self.size}")
+        values = np.broadcast_to(values, (self.size,))
         if not values.any():
             return LinearForm(size=self.size, blocks={})
         if bool(np.all(values == 1.0)):
@@ -80,13 +86,13 @@ class LinearForm:
     __rmul__ = __mul__
 
     def __rmatmul__(self, matrix: Any) -> LinearForm:
-        """matrix @ form, the matrix of shape (k, size) or a LinearMap."""
-        if not isinstance(matrix, LinearMap):
-            matrix = np.asarray(matrix, dtype=np.float64)
-            if matrix.ndim != 2 or matrix.shape[1] != self.size:
-                raise ValueError(f"a matrix of shape {matrix.shape} does not act on a form of size {self.size}")
-            matrix = Dense(weights=matrix)
-        return apply(matrix, self)
+        """matrix @ form, the matrix dense or sparse of shape (k, size), or one row (size,). Raises UsageError."""
+        if sp.issparse(matrix):
+            return apply(Sparse(weights=sp.csr_array(matrix, dtype=np.float64)), self)
+        weights = np.atleast_2d(np.asarray(matrix, dtype=np.float64))
+        if weights.ndim != 2 or not np.all(np.isfinite(weights)):
+            raise UsageError(f"what multiplies a linear form must be a finite matrix; its shape is {weights.shape}")
+        return apply(Dense(weights=weights), self)
 
     def substitute(self, replacements: Mapping[Signal, LinearForm]) -> LinearForm:
         """Replace signals by forms; the role is kept (the vector it marks is still the same vector)."""
@@ -115,21 +121,34 @@ def _map_name(m: LinearMap) -> str:
 
 
 def apply(m: LinearMap, form: LinearForm) -> LinearForm:
-    """m @ form."""
+    """m @ form. Raises UsageError where the sizes do not fit."""
+    if m.shape[1] != form.size:
+        raise UsageError(f"a matrix of shape {m.shape} does not act on a form of size {form.size}")
     blocks = {s: _bounded(compose(m, b)) for s, b in form.blocks.items()}
     return LinearForm(size=m.shape[0], blocks=blocks)
 
 
 def add_forms(forms: Sequence[LinearForm]) -> LinearForm:
-    """The sum of forms of one size."""
+    """The sum of forms of one size. Raises UsageError for different sizes."""
     sizes = {f.size for f in forms}
     if len(sizes) != 1:
-        raise ValueError(f"cannot add forms of sizes {sorted(sizes)}")
+        raise UsageError(f"cannot add linear forms of sizes {sorted(sizes)}")
     parts: dict[Signal, list[LinearMap]] = {}
     for form in forms:
         for signal, m in form.blocks.items():
             parts.setdefault(signal, []).append(m)
     return LinearForm(size=forms[0].size, blocks={s: _bounded(total(ms)) for s, ms in parts.items()})
+
+
+def _linear(form: Any) -> LinearForm:
+    if not isinstance(form, LinearForm):
+        raise UsageError(f"expected a linear form (input, output, pre or post of an activation), got {_kind(form)}")
+    return form
+
+
+def _kind(value: Any) -> str:
+    hint = " (as a form: LinearForm.of(signal))" if isinstance(value, Signal) else ""
+    return f"a {type(value).__name__}{hint}"
 
 
 def _bounded(m: LinearMap) -> LinearMap:
@@ -150,7 +169,7 @@ class QuadraticForm:
     def __radd__(self, other: Any) -> QuadraticForm:
         if isinstance(other, int | float) and other == 0:
             return self  # so that sum() of forms works
-        raise TypeError("a quadratic form can only be added to a quadratic form")
+        raise UsageError(f"a quadratic form can only be added to a quadratic form, not to {_kind(other)}")
 
     def __sub__(self, other: QuadraticForm) -> QuadraticForm:
         return self + (-1.0) * other
@@ -160,7 +179,10 @@ class QuadraticForm:
 
     def __mul__(self, factor: float) -> QuadraticForm:
         if not isinstance(factor, int | float | np.floating | np.integer) or not np.isfinite(factor):
-            raise TypeError(f"a quadratic form is multiplied by a finite number, not by {factor!r}")
+            raise UsageError(
+                f"a quadratic form is multiplied by a finite number, not by {factor!r}; "
+                "a variable goes into the weight of an inner product: lm.inner(a, b, weight=t)"
+            )
         return QuadraticForm(terms=tuple(t.scaled(float(factor)) for t in self.terms))
 
     __rmul__ = __mul__
@@ -168,8 +190,8 @@ class QuadraticForm:
     def __ge__(self, bound: float) -> Constraint:
         from lipmodel.model.model import PSD, Constraint
 
-        if not (isinstance(bound, int | float) and bound == 0):
-            raise TypeError("write `form >= 0`: a quadratic form is compared with 0")
+        if not (isinstance(bound, int | float | np.integer) and bound == 0):
+            raise UsageError(f"write `form >= 0`: a quadratic form is compared with 0, not with {bound!r}")
         return Constraint(function=self, set=PSD())
 
     def __le__(self, bound: float) -> Constraint:
@@ -178,7 +200,7 @@ class QuadraticForm:
     @property
     def signals(self) -> tuple[Signal, ...]:
         """All signals, in order of first appearance."""
-        return tuple(dict.fromkeys(s for t in self.terms for pair in t.pattern() for s in pair))
+        return tuple(dict.fromkeys(s for t in self.terms for s in t.signals))
 
     def value(self, values: Mapping[Any, Array], point: Mapping[Signal, Array]) -> float:
         """The value for variables `values` at the signal values `point`."""
@@ -187,5 +209,5 @@ class QuadraticForm:
 
 def _terms(form: Any) -> tuple[Term, ...]:
     if not isinstance(form, QuadraticForm):
-        raise TypeError(f"expected a quadratic form (ball, inner, quadratic constraint), got {type(form).__name__}")
+        raise UsageError(f"expected a quadratic form (ball, inner, quadratic constraint), got {_kind(form)}")
     return form.terms

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lipmodel.errors import UsageError
 from lipmodel.model.forms import QuadraticForm
 from lipmodel.model.terms import Factored, Rule
 from lipmodel.model.variables import as_expression
+from lipmodel.network.increments import SlopeRestricted
 
 
 def slope_restricted(activation: Any, multiplier: Any) -> QuadraticForm:
@@ -14,8 +16,11 @@ def slope_restricted(activation: Any, multiplier: Any) -> QuadraticForm:
 
     multiplier: t, one entry per neuron (shape (size,)) or a single one; only diagonal multipliers are valid for
     activations that act on different increments (Fazlyab, Robey, Hassani, Morari & Pappas 2019, arXiv 1906.04893, with
-    the correction of Pauli, Koch, Berberich, Kohler & Allgower 2022, arXiv 2005.02929).
+    the correction of Pauli, Koch, Berberich, Kohler & Allgower 2022, arXiv 2005.02929). Raises UsageError.
     """
+    if not isinstance(activation, SlopeRestricted):
+        kind = type(activation).__name__
+        raise UsageError(f"slope_restricted is about an activation of the system (system.activations), not a {kind}")
     v, w = activation.pre, activation.post
     weight = as_expression(multiplier, activation.signal.size) * 2.0
     above = w - activation.alpha * v

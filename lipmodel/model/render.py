@@ -27,7 +27,8 @@ def model_text(model: Model) -> str:
             lines.append(f"  require    {_affine(c.function)} {c.set}")
     sizes = model.sizes()
     orders = " + ".join(str(n) for n in sizes.psd) or "none"
-    lines.append(f"  size       {sizes.variables} variables, PSD order {orders}, about {sizes.coefficients} coefficients")
+    coefficients = f"about {sizes.coefficients} coefficients"
+    lines.append(f"  size       {sizes.variables} variables, PSD order {orders}, {coefficients}")
     return "\n".join(lines)
 
 

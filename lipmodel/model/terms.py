@@ -13,8 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from lipmodel.model.forms import LinearForm, Signal
+from lipmodel.errors import UsageError
+from lipmodel.model.forms import LinearForm, Signal, apply
 from lipmodel.model.variables import Expression, Variable
+from lipmodel.network.linear import LinearMap, Selection
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[Signal, Signal]
@@ -24,7 +26,7 @@ Pair = tuple[Signal, Signal]
 class Rule:
     """Why a term may stand in a proof: a norm ball, a slope restriction, the coupling with the output.
 
-    subject: the activation of a slope restriction; None otherwise.
+    subject: the activation of a slope restriction, the dual signal of a dual ball or coupling; None otherwise.
     """
 
     kind: Literal["ball-input", "ball-dual", "slope", "output-dual", "output-output"]
@@ -33,8 +35,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Triplets:
-    """Entries of a symmetric matrix with affine coefficients: entry (row, col), row >= col, of block (a, b), gets
-    value * variable[index]; index -1 is the constant. Off-diagonal entries are given once (the lower one)."""
+    """Entries of one block of a symmetric matrix: entry (row, col) of block (a, b) gets value * variable[index].
+
+    variable None (index -1): the constant. Every entry off the diagonal is given once: block (a, b) stands for (b, a)
+    too, and of a block (a, a) only the lower triangle is listed, row >= col.
+    """
 
     block: Pair
     row: Array
@@ -42,6 +47,12 @@ class Triplets:
     variable: Variable | None
     index: Array
     value: Array
+
+    @property
+    def times(self) -> Array:
+        """How often every entry counts in the quadratic form: twice off the diagonal, once on it."""
+        a, b = self.block
+        return np.where(self.row == self.col, 1.0, 2.0) if a is b else np.full(len(self.value), 2.0)
 
 
 class Term(Protocol):
@@ -51,20 +62,31 @@ class Term(Protocol):
     def rule(self) -> Rule | None: ...
     @property
     def exact(self) -> bool:
-        """Whether every coefficient is a binary float computed without rounding."""
+        """Whether the linear forms are known exactly (no matrix in them has a radius)."""
+
     @property
     def variables(self) -> tuple[Variable, ...]: ...
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """In order of first appearance."""
+
     def scaled(self, factor: float) -> Term: ...
     def pattern(self) -> frozenset[Pair]:
-        """The pairs of signals whose products occur (ordered as they appear; (a, a) for squares)."""
+        """The pairs of signals whose products occur, each pair in one order; (a, a) for squares."""
+
     def split(self) -> tuple[Term, ...]:
         """The same sum as terms that each touch one pair of signals."""
+
     def value(self, values: Mapping[Variable, Array], point: Mapping[Signal, Array]) -> float: ...
     def triplets(self) -> Iterator[Triplets]: ...
     def adjoint(self, moments: Mapping[Pair, Array]) -> tuple[dict[Variable, Array], float]:
         """Gradient of <term, Y> in the variables, and its constant, for the blocks Y = E[z_a z_b']."""
-    def substitute(self, replacements: Mapping[Signal, LinearForm]) -> Term: ...
-    def rescaled(self, factors: Mapping[Variable, Array]) -> Term: ...
+
+    def substitute(self, replacements: Mapping[Signal, LinearForm]) -> Term:
+        """The term in other signals: every s in `replacements` becomes replacements[s]."""
+
+    def rescaled(self, factors: Mapping[Variable, Array]) -> Term:
+        """The term in other variables: every v in `factors` becomes factors[v] * v, entry by entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +101,11 @@ class Factored:
     right: LinearForm
     rule: Rule | None = None
 
+    def __post_init__(self) -> None:
+        if not self.weight.size == self.left.size == self.right.size:
+            sizes = f"{self.weight.size}, {self.left.size} and {self.right.size}"
+            raise UsageError(f"the weight and both sides of a product must be of one size, not of {sizes}")
+
     @property
     def size(self) -> int:
         return self.left.size
@@ -86,6 +113,10 @@ class Factored:
     @property
     def variables(self) -> tuple[Variable, ...]:
         return tuple(self.weight.coefficients)
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        return tuple(dict.fromkeys((*self.left.blocks, *self.right.blocks)))
 
     @property
     def exact(self) -> bool:
@@ -113,8 +144,8 @@ class Factored:
         return float(np.sum(self.weight.value(values) * self.left.value(point) * self.right.value(point)))
 
     def triplets(self) -> Iterator[Triplets]:
-        lefts = {a: sp.csr_array(m.enclosure().center) for a, m in self.left.blocks.items()}
-        rights = lefts if self.right is self.left else {b: sp.csr_array(m.enclosure().center) for b, m in self.right.blocks.items()}
+        lefts = _centers(self.left)
+        rights = lefts if self.right is self.left else _centers(self.right)
         for a, left in lefts.items():
             for b, right in rights.items():
                 entry, rows, cols, products = _row_products(left, right)
@@ -134,7 +165,7 @@ class Factored:
             for b, k in self.right.blocks.items():
                 y = _moment(moments, a, b)
                 left_y = m.matvec(y)
-                diagonal += np.sum(left_y * _dense(k.enclosure().center), axis=1)
+                diagonal += np.sum(left_y * _dense(k), axis=1)
         gradient = {v: np.asarray(k.T @ diagonal) for v, k in self.weight.coefficients.items()}
         return gradient, float(self.weight.constant @ diagonal)
 
@@ -149,21 +180,32 @@ class Factored:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Congruence:
-    """scale * form(z)' X form(z) with a symmetric matrix variable X of the form's size (overlaps, pair constraints)."""
+    """scale * form(z)' X form(z) with a symmetric matrix variable X of the form's size (overlaps, pair constraints).
+
+    weights: factors of the entries of X's lower triangle, which a change of variables brings.
+    """
 
     form: LinearForm
     matrix: Variable
     scale: float = 1.0
     rule: Rule | None = None
-    weights: Array | None = None  # factors of the lower triangle's entries, from a change of variables
+    weights: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.matrix.order != self.form.size:
+            raise UsageError(f"{self.matrix!r} is no symmetric matrix for a linear form of size {self.form.size}")
 
     @property
     def variables(self) -> tuple[Variable, ...]:
         return (self.matrix,)
 
     @property
+    def signals(self) -> tuple[Signal, ...]:
+        return self.form.signals
+
+    @property
     def exact(self) -> bool:
-        return False if self.weights is not None else all(m.enclosure().is_exact for m in self.form.blocks.values())
+        return all(m.enclosure().is_exact for m in self.form.blocks.values())
 
     def scaled(self, factor: float) -> Congruence:
         return replace(self, scale=self.scale * factor)
@@ -173,13 +215,7 @@ class Congruence:
         return frozenset(_ordered(a, b) for i, a in enumerate(signals) for b in signals[i:])
 
     def split(self) -> tuple[Term, ...]:
-        parts: list[Term] = []
-        merged: dict[Pair, list[Triplets]] = {}
-        for t in self.triplets():
-            merged.setdefault(t.block, []).append(t)
-        for entries in merged.values():
-            parts.append(Coefficients(entries=tuple(entries)))
-        return tuple(parts)
+        return Coefficients(entries=tuple(self.triplets())).split()
 
     def _symmetric(self, values: Mapping[Variable, Array]) -> Array:
         n = self.form.size
@@ -197,11 +233,9 @@ class Congruence:
         n = self.form.size
         cols, rows = lower_triangle(n)
         weight = Expression.of(self.matrix) * (self.scale if self.weights is None else self.scale * self.weights)
-        lefts = {a: sp.csr_array(m.enclosure().center) for a, m in self.form.blocks.items()}
         # f' X f = sum_{i>=j} X_ij (2 - [i=j]) f_i f_j, a factored term over the entries of the triangle.
         factor = np.where(rows == cols, 1.0, 2.0)
-        left = LinearForm(size=len(rows), blocks={a: _rows_of(m, rows) for a, m in lefts.items()})
-        right = LinearForm(size=len(rows), blocks={a: _rows_of(m, cols) for a, m in lefts.items()})
+        left, right = (apply(Selection(index=index, size=n), self.form) for index in (rows, cols))
         yield from Factored(weight=weight * factor, left=left, right=right).triplets()
 
     def adjoint(self, moments: Mapping[Pair, Array]) -> tuple[dict[Variable, Array], float]:
@@ -209,7 +243,7 @@ class Congruence:
         gram = np.zeros((n, n))
         for a, m in self.form.blocks.items():
             for b, k in self.form.blocks.items():
-                gram += m.matvec(_moment(moments, a, b)) @ _dense(k.enclosure().center).T
+                gram += m.matvec(_moment(moments, a, b)) @ _dense(k).T
         cols, rows = lower_triangle(n)
         gradient = self.scale * np.where(rows == cols, gram[rows, cols], gram[rows, cols] + gram[cols, rows])
         return {self.matrix: gradient if self.weights is None else gradient * self.weights}, 0.0
@@ -236,6 +270,10 @@ class Coefficients:
         return tuple(dict.fromkeys(t.variable for t in self.entries if t.variable is not None))
 
     @property
+    def signals(self) -> tuple[Signal, ...]:
+        return tuple(dict.fromkeys(s for t in self.entries for s in t.block))
+
+    @property
     def exact(self) -> bool:
         return False
 
@@ -254,8 +292,7 @@ class Coefficients:
         for t in self.entries:
             a, b = t.block
             weight = t.value if t.variable is None else t.value * np.asarray(values[t.variable])[t.index]
-            twice = 2.0 if a is not b else np.where(t.row == t.col, 1.0, 2.0)
-            result += float(np.sum(twice * weight * np.asarray(point[a])[t.row] * np.asarray(point[b])[t.col]))
+            result += float(np.sum(t.times * weight * np.asarray(point[a])[t.row] * np.asarray(point[b])[t.col]))
         return result
 
     def triplets(self) -> Iterator[Triplets]:
@@ -267,18 +304,18 @@ class Coefficients:
         for t in self.entries:
             a, b = t.block
             y = _moment(moments, a, b)[t.row, t.col]
-            twice = 2.0 if a is not b else np.where(t.row == t.col, 1.0, 2.0)
             if t.variable is None:
-                constant += float(np.sum(twice * t.value * y))
+                constant += float(np.sum(t.times * t.value * y))
             else:
                 g = gradient.setdefault(t.variable, np.zeros(t.variable.size))
-                np.add.at(g, t.index, twice * t.value * y)
+                np.add.at(g, t.index, t.times * t.value * y)
         return gradient, constant
 
     def substitute(self, replacements: Mapping[Signal, LinearForm]) -> Term:
-        if any(s in replacements for pair in self.pattern() for s in pair):
-            raise ValueError("a term given by coefficients cannot change its signals: state it as a factored term")
-        return self
+        if not any(s in replacements for s in self.signals):
+            return self
+        parts = [_factored(t).substitute(replacements).triplets() for t in self.entries]
+        return replace(self, entries=tuple(t for part in parts for t in part))
 
     def rescaled(self, factors: Mapping[Variable, Array]) -> Term:
         def one(t: Triplets) -> Triplets:
@@ -313,14 +350,25 @@ def _moment(moments: Mapping[Pair, Array], a: Signal, b: Signal) -> Array:
     return moments[(b, a)].T
 
 
-def _dense(m: Any) -> Array:
-    return np.asarray(m.toarray() if sp.issparse(m) else m)
+def _dense(m: LinearMap) -> Array:
+    return np.asarray(m.enclosure().dense().center)
 
 
-def _rows_of(m: Any, rows: Array) -> Any:
-    from lipmodel.network.linear import Sparse
+def _centers(form: LinearForm) -> dict[Signal, Any]:
+    return {s: sp.csr_array(m.enclosure().center) for s, m in form.blocks.items()}
 
-    return Sparse(weights=sp.csr_array(m[rows]))
+
+def _factored(t: Triplets) -> Factored:
+    """The same entries as products of selected entries of the two signals."""
+    a, b = t.block
+    n, value = len(t.value), t.times * t.value
+    weight = Expression.number(value, n)
+    if t.variable is not None:
+        k = sp.csr_array((value, (np.arange(n), t.index)), shape=(n, t.variable.size))
+        weight = Expression(size=n, coefficients={t.variable: k}, constant=np.zeros(n))
+    left = LinearForm(size=n, blocks={a: Selection(index=t.row, size=a.size)})
+    right = LinearForm(size=n, blocks={b: Selection(index=t.col, size=b.size)})
+    return Factored(weight=weight, left=left, right=right)
 
 
 def _row_products(left: Any, right: Any) -> tuple[Array, Array, Array, Array]:

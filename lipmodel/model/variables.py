@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.errors import UsageError
+
 if TYPE_CHECKING:
     from lipmodel.model.model import Constraint
 
@@ -34,7 +36,11 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Expression:
-    """A vector of affine functions of the variables, constant + sum_v K_v v, shape (size,); K_v is CSR (size, v.size)."""
+    """A vector of affine functions of the variables, constant + sum_v K_v v, shape (size,).
+
+    coefficients: {v: K_v}, CSR of shape (size, v.size). A single number meets a vector entry by entry. Whatever is not
+    affine, not finite or not of a fitting size raises UsageError.
+    """
 
     size: int
     coefficients: Mapping[Variable, Any]
@@ -53,11 +59,11 @@ class Expression:
 
     @classmethod
     def number(cls, value: Any, size: int) -> Expression:
-        """A constant, broadcast to `size`."""
-        values = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (size,)))
-        if not np.all(np.isfinite(values)):
-            raise ValueError("weights must be finite numbers")
-        return cls(size=size, coefficients={}, constant=values)
+        """A constant: one number for all of the `size` entries, or one for each."""
+        values = numbers(value, "a weight")
+        if values.size not in (1, size):
+            raise UsageError(f"{values.size} numbers do not fit {size} entries")
+        return cls(size=size, coefficients={}, constant=np.array(np.broadcast_to(values, (size,))))
 
     def __add__(self, other: Any) -> Expression:
         a, b = _same_size(self, other)
@@ -73,32 +79,37 @@ class Expression:
         return a + b * -1.0
 
     def __rsub__(self, other: Any) -> Expression:
-        return self * -1.0 + other
+        difference: Expression = self - other
+        return -difference
 
     def __neg__(self) -> Expression:
         return self * -1.0
 
     def __mul__(self, factor: Any) -> Expression:
         """Multiplication by a number, or entry by entry by a vector."""
-        if isinstance(factor, Expression):
-            raise TypeError("a product of two variables is not linear; weights must be affine in the variables")
-        values = np.asarray(factor, dtype=np.float64)
-        if values.ndim == 0:
-            values = np.full(self.size, float(values))
-        scale = sp.diags_array(values)
+        if isinstance(factor, Expression | Variable):
+            raise UsageError("a product of two variables is not linear: weights must be affine in the variables")
+        a, b = _same_size(self, numbers(factor, "what an expression in the variables is multiplied by"))
+        scale = sp.diags_array(b.constant)
         return Expression(
-            size=self.size,
-            coefficients={v: sp.csr_array(scale @ k) for v, k in self.coefficients.items()},
-            constant=self.constant * values,
+            size=a.size,
+            coefficients={v: sp.csr_array(scale @ k) for v, k in a.coefficients.items()},
+            constant=a.constant * b.constant,
         )
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Expression:
-        return self * (1.0 / np.asarray(divisor, dtype=np.float64))
+    def __truediv__(self, divisor: Any) -> Expression:
+        values = numbers(divisor, "what an expression in the variables is divided by")
+        if not np.all(values):
+            raise UsageError("an expression in the variables is divided by zero")
+        return self * (1.0 / values)
 
     def __rmatmul__(self, matrix: Any) -> Expression:
-        k = sp.csr_array(np.atleast_2d(matrix)) if not sp.issparse(matrix) else sp.csr_array(matrix)
+        """matrix @ expression, the matrix dense or sparse of shape (k, size), or one row of shape (size,)."""
+        k = sp.csr_array(matrix if sp.issparse(matrix) else np.atleast_2d(np.asarray(matrix, dtype=np.float64)))
+        if k.shape[1] != self.size:
+            raise UsageError(f"a matrix of shape {k.shape} does not act on an expression of size {self.size}")
         return Expression(
             size=int(k.shape[0]),
             coefficients={v: sp.csr_array(k @ c) for v, c in self.coefficients.items()},
@@ -115,15 +126,15 @@ class Expression:
 
     def sum(self) -> Expression:
         """The sum of the entries, size 1."""
-        return np.ones((1, self.size)) @ self
+        return self.__rmatmul__(np.ones((1, self.size)))
 
     def spread(self, size: int) -> Expression:
-        """A single number repeated `size` times."""
+        """A single number repeated `size` times; an expression of that size as it is."""
         if self.size == size:
             return self
         if self.size != 1:
-            raise ValueError(f"a weight of size {self.size} does not fit {size} entries")
-        return np.ones((size, 1)) @ self
+            raise UsageError(f"an expression of size {self.size} does not fit {size} entries")
+        return self.__rmatmul__(np.ones((size, 1)))
 
     def value(self, values: Mapping[Variable, Array]) -> Array:
         """The value at an assignment of the variables, shape (size,)."""
@@ -155,17 +166,34 @@ class Expression:
         return f"affine({', '.join(parts)})[{self.size}]"
 
 
+def numbers(value: Any, what: str) -> Array:
+    """A finite number (shape ()) or vector (shape (n,)) as float64. Raises UsageError, naming `what` was meant."""
+    try:
+        values = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} must be a number or a vector of numbers, not a {type(value).__name__}") from None
+    if values.ndim > 1:
+        raise UsageError(f"{what} must be a number or a vector of numbers, not an array of shape {values.shape}")
+    if not np.all(np.isfinite(values)):
+        raise UsageError(f"{what} must be finite")
+    return values
+
+
 def _same_size(a: Expression, b: Any) -> tuple[Expression, Expression]:
+    if isinstance(b, Variable):
+        b = as_expression(b, b.size)
     if not isinstance(b, Expression):
-        b = Expression.number(b, a.size)
-    if a.size != b.size:
-        a, b = a.spread(max(a.size, b.size)), b.spread(max(a.size, b.size))
-    return a, b
+        values = numbers(b, "what meets an expression in the variables")
+        b = Expression.number(values, values.size)
+    size = a.size if b.size == 1 else b.size
+    return a.spread(size), b.spread(size)
 
 
 def as_expression(value: Any, size: int) -> Expression:
-    """A weight of the given size from a number, an array, a variable or an expression. Raises TypeError, ValueError."""
+    """A weight of the given size from a number, an array, a variable or an expression. Raises UsageError."""
     if isinstance(value, Variable):
+        if value.order is not None:
+            raise UsageError(f"the matrix variable {value.name!r} is no weight: it belongs in a Congruence term")
         value = Expression.of(value)
     if isinstance(value, Expression):
         return value.spread(size)

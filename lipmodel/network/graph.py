@@ -103,26 +103,35 @@ class Network:
     def evaluate(self, x: Any) -> Array:
         """The output at x, flat, shape (output_size,), computed in float64 without error bounds.
 
-        x: flat or of `input_shape`. Raises ValueError where its size is another.
+        x: flat or of `input_shape`; or (input_size, k) for k points at once, which gives (output_size, k). Raises
+        ValueError where its size is another.
         """
         return self.values(x)[self.output]
 
     def values(self, x: Any, keep: frozenset[str] | None = frozenset()) -> dict[str, Array]:
-        """The values at x of the output node and of the nodes in `keep` (None: of every node)."""
-        start = np.asarray(x, dtype=np.float64).ravel()
-        if start.size != self.input_size:
-            raise ValueError(f"the input has {self.input_size} entries, not {start.size}")
-        pending = Counter(u for u, _, _ in self.graph.edges(keys=True))
+        """The values at x (as in `evaluate`) of the output node and of the nodes in `keep`, None meaning all nodes."""
+        start = np.asarray(x, dtype=np.float64)
+        if start.size == self.input_size:
+            start = start.ravel()
+        elif start.ndim != 2 or start.shape[0] != self.input_size:
+            raise ValueError(f"the input has {self.input_size} entries, not {start.shape}")
+        plan = self.plan()
+        pending = Counter(u for _, _, arguments in plan for u in arguments)
         values: dict[str, Array] = {}
-        for node in self.order():
-            arguments = self.arguments(node)
-            op = self.op(node)
+        for node, op, arguments in plan:
             values[node] = start if isinstance(op, Input) else op.evaluate([values[u] for u in arguments])
             for u in arguments:
                 pending[u] -= 1
                 if keep is not None and pending[u] == 0 and u != self.output and u not in keep:
                     del values[u]
+        output = values[self.output]
+        if output.ndim < start.ndim:  # a constant output
+            values[self.output] = np.repeat(output[:, None], start.shape[1], axis=1)
         return values
+
+    def plan(self) -> list[tuple[str, Op, list[str]]]:
+        """(node, operation, arguments) in a topological order."""
+        return [(node, self.op(node), self.arguments(node)) for node in self.order()]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file of this network; loading it gives the same network.

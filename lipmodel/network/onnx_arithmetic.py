@@ -102,7 +102,7 @@ def _neg(node: Node) -> Value:
 def _mul(node: Node) -> Value:
     a, b = node.real(0), node.real(1)
     if isinstance(a, Computed) and isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a product of two computed tensors has no global Lipschitz constant")
+        node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
     return scaled(node, a, _real(node, b)) if isinstance(b, Fixed) else scaled(node, b, _real(node, a))  # type: ignore[arg-type]
 
 
@@ -110,7 +110,7 @@ def _mul(node: Node) -> Value:
 def _div(node: Node) -> Value:
     a, b = node.real(0), node.real(1)
     if isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a quotient by a computed tensor has no global Lipschitz constant")
+        node.refuse("non-lipschitz", "a quotient by a tensor that varies has no global Lipschitz constant")
     divisor = _real(node, b)
     if bool(np.any(divisor.values == 0.0)):
         node.refuse("non-finite", "a division by a constant that contains 0")
@@ -167,7 +167,7 @@ def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha:
         product = constants.matmul(_real(node, a).take(a_at), _real(node, b).take(b_at))
         return scaled(node, fixed(node, widest(a.type, b.type), product), factor)
     if isinstance(a, Computed) and isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a product of two computed tensors has no global Lipschitz constant")
+        node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
     x, other = (a, b) if isinstance(a, Computed) else (b, a)
     assert isinstance(x, Computed)
     assert isinstance(other, Fixed)

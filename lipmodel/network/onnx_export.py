@@ -20,6 +20,7 @@ from lipmodel.network.conv import Conv, Pool, valid_counts
 from lipmodel.network.graph import Network
 from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum
 from lipmodel.network.onnx_activations import OWN_DOMAIN
+from lipmodel.network.onnx_file import FLOAT_TYPES
 from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear, Op
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ def to_bytes(network: Network) -> bytes:
         producer_name="lipmodel",
     )
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def parameters(model: bytes) -> int:
+    """The number of floating-point weights in a file that `to_bytes` made."""
+    weights = onnx.load_from_string(model).graph.initializer
+    return sum(prod(t.dims) for t in weights if t.data_type in FLOAT_TYPES)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -217,7 +224,7 @@ class _Writer:
         """The same activation on all of x."""
         params = dict(activation.params)
         slope = _slope(activation)
-        if slope is not None and params:
+        if slope is not None and not _is_standard(activation):
             return self.emit("PRelu", [x, self.tensor(np.array([[slope]]), f"{name}.slope")], name)
         if activation.name == "Clip":
             limits = [(limit, float(params.get(limit, default))) for limit, default in _LIMITS]

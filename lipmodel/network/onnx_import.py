@@ -29,6 +29,7 @@ from lipmodel.network.onnx_ops import (
     Builder,
     Computed,
     Fixed,
+    Handler,
     Node,
     Value,
     is_float,
@@ -60,6 +61,10 @@ class _Import:
     @property
     def graph(self) -> Any:
         return self.file.model.graph
+
+    @property
+    def functions(self) -> frozenset[tuple[str, str]]:
+        return frozenset((f.domain, f.name) for f in self.file.model.functions)
 
     def refuse(self, kind: str, where: str, message: str, hint: str = "") -> None:
         self.reasons.append(Reason(kind=kind, where=where, message=message, hint=hint))
@@ -98,6 +103,8 @@ def load(
         _read_weights(state, order, [o.name for o in outputs])
         for index in order:
             _read_node(state, index)
+    else:
+        _name_unsupported(state, order)
     result = _read_outputs(state, outputs)
     if state.reasons or result is None:
         raise RefusedInput(file.label, state.reasons)
@@ -256,6 +263,22 @@ def _read_weights(state: _Import, order: list[int], outputs: list[str]) -> None:
             state.refuse("tensor-encoding", where, "sparse tensors are not supported", "store it as a dense tensor")
 
 
+def _name_unsupported(state: _Import, order: list[int]) -> None:
+    """The operators that would be refused in any operator set."""
+    for index in order:
+        proto = state.graph.node[index]
+        if _handler(state, proto) is None:
+            state.reasons.append(onnx_nodes.unsupported(proto, state.functions).at(onnx_nodes.label(proto, index)))
+
+
+def _handler(state: _Import, proto: Any) -> Handler | None:
+    """The handler of a node; functions of the model hide operators."""
+    if (proto.domain, proto.op_type) in state.functions:
+        return None
+    domain = "" if onnx_nodes.is_standard(proto.domain) else proto.domain
+    return OPERATORS.get((proto.op_type, domain)) or OPERATORS.get(("*", domain))
+
+
 def _read_node(state: _Import, index: int) -> None:
     proto = state.graph.node[index]
     outputs = [name for name in proto.output if name]
@@ -277,11 +300,9 @@ def _read_node(state: _Import, index: int) -> None:
 def _apply(state: _Import, proto: Any, index: int) -> Sequence[Value | None] | None:
     """The values of the outputs of one node; None where an input is unknown for a reason already on record."""
     standard = onnx_nodes.is_standard(proto.domain)
-    functions = frozenset((f.domain, f.name) for f in state.file.model.functions)
-    domain = "" if standard else proto.domain
-    handler = OPERATORS.get((proto.op_type, domain)) or OPERATORS.get(("*", domain))
-    if handler is None or (proto.domain, proto.op_type) in functions:
-        raise onnx_nodes.unsupported(proto, functions)
+    handler = _handler(state, proto)
+    if handler is None:
+        raise onnx_nodes.unsupported(proto, state.functions)
     attributes = onnx_nodes.attributes(proto, state.opset) if standard else onnx_nodes.raw_attributes(proto)
     inputs: list[Value | None] = []
     for name in proto.input:
@@ -318,8 +339,9 @@ def _read_outputs(state: _Import, chosen: list[Any]) -> str | None:
         where = f"output {info.name!r}"
         if isinstance(value, Refusal):
             state.reasons.append(Refusal("outputs", value.message).at(where))
-        elif value is not None and not is_float(value.type):
-            state.refuse("outputs", where, f"it is {type_name(value.type)}, not a floating-point tensor")
+        elif not is_float(elem_type := info.type.tensor_type.elem_type if value is None else value.type):
+            if elem_type or value is not None:
+                state.refuse("outputs", where, f"it is {type_name(elem_type)}, not a floating-point tensor")
         elif value is not None:
             try:
                 values.append(_output(state, info.name, value))

@@ -1,4 +1,4 @@
-"""The primitive operations of a network, on flat float64 vectors in C order.
+"""The primitive operations of a network, on flat float64 vectors in C order (or columns of them).
 
 Whatever an ONNX file says comes down to these six. Each knows its output size and evaluates itself in floating point.
 """
@@ -28,7 +28,7 @@ class Op:
         raise NotImplementedError
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
-        """The value of the operation, flat float64, in floating point."""
+        """The value of the operation in floating point; inputs of shape (n,), or (n, k) for k vectors at once."""
         raise NotImplementedError
 
 
@@ -76,7 +76,7 @@ class Linear(Op):
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
         y = self.map.matvec(inputs[0])
-        return y if self.bias is None else np.asarray(y + self.bias)
+        return y if self.bias is None else _spread(y, self.bias)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,10 +89,10 @@ class Add(Op):
         return input_sizes[0]
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
-        y = inputs[0] + inputs[1]
-        for x in inputs[2:]:
-            y = y + x
-        return np.asarray(y)
+        y = inputs[0]
+        for x in inputs[1:]:
+            y = _spread(y, x)
+        return y
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,9 +107,10 @@ class Concat(Op):
         return sum(sizes)
 
     def evaluate(self, inputs: Sequence[Array]) -> Array:
-        y = np.empty(sum(len(p) for p in self.positions))
+        widths = np.broadcast_shapes(*(np.shape(x)[1:] for x in inputs))
+        y = np.empty((sum(len(p) for p in self.positions), *widths))
         for position, x in zip(self.positions, inputs, strict=True):
-            y[position] = x
+            y[position] = x if len(widths) == np.ndim(x) - 1 else x[:, None]
         return y
 
 
@@ -148,6 +149,15 @@ class Elementwise(Op):
 def elementwise(activation: Activation, size: int) -> Elementwise:
     """The same activation on every one of `size` entries."""
     return Elementwise(parts=(Part(activation=activation, index=np.arange(size)),))
+
+
+def _spread(x: Array, y: Array) -> Array:
+    """x + y, where one of them may be a vector that is added to every column."""
+    if x.ndim < y.ndim:
+        x = x[:, None]
+    elif y.ndim < x.ndim:
+        y = y[:, None]
+    return np.asarray(x + y)
 
 
 def _require(condition: bool, message: str) -> None:

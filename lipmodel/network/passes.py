@@ -9,7 +9,7 @@ import numpy as np
 
 from lipmodel.network.constants import Enclosed, add
 from lipmodel.network.graph import Network
-from lipmodel.network.linear import Composition, Diagonal, LinearMap, Selection, compose
+from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, compose
 from lipmodel.network.ops import Linear
 
 Array = np.ndarray[Any, Any]
@@ -99,6 +99,9 @@ def _merged(outer: Linear, inner: Linear) -> Linear | None:
 
 
 def _free_product(outer: LinearMap, inner: LinearMap) -> LinearMap | None:
+    dense = isinstance(outer, Dense) or isinstance(inner, Dense)
+    if dense and outer.shape[0] * inner.shape[1] > 2 * (outer.entries + inner.entries):
+        return None  # a small selection from much, or many copies of little, is better kept apart
     product = compose(outer, inner)
     grown = isinstance(product, Composition) and len(product.factors) > max(_factors(outer), _factors(inner))
     return None if grown else product

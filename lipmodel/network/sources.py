@@ -57,28 +57,22 @@ def finished(graph: nx.MultiDiGraph, input: str, output: str) -> Network:
 
     graph: as in `Network`. Raises ValueError where it is not valid, LipmodelError where no file can hold it.
     """
-    from lipmodel.network.onnx_export import OPSET, to_bytes
+    from lipmodel.network.onnx_export import OPSET, parameters, to_bytes
 
-    parameters = sum(_parameters(op) for _, op in graph.nodes(data="op"))
     source = Source(
         path=None,
         sha256="",
         graph_inputs=(TensorInfo(name=input, shape=graph.nodes[input]["shape"]),),
         graph_outputs=(TensorInfo(name="output", shape=graph.nodes[output]["shape"]),),
-        parameters=parameters,
+        parameters=0,
         opset=OPSET,
         producer="lipmodel",
     )
     network = Network(graph=graph, input=input, output=output, source=source)
     network.validate()
     model = to_bytes(network)
-    return replace(network, source=replace(source, sha256=hashlib.sha256(model).hexdigest()), model=model)
-
-
-def _parameters(op: Op) -> int:
-    if not isinstance(op, Linear):
-        return 0
-    return op.map.entries + (0 if op.bias is None else len(op.bias))
+    identified = replace(source, sha256=hashlib.sha256(model).hexdigest(), parameters=parameters(model))
+    return replace(network, source=identified, model=model)
 
 
 def _add(graph: nx.MultiDiGraph, name: str, op: Op, before: str | None, size: int) -> str:
@@ -95,7 +89,7 @@ def _exact(values: Any, ndim: int, what: str) -> Array:
     array = given.astype(np.float64)
     if not np.all(np.isfinite(array)):
         raise UsageError(f"{what} contains NaN or infinity")
-    if given.dtype.kind in "iu" and np.any(np.abs(array) > 2.0**53):
+    if given.dtype.kind in "iu" and bool(np.any((given > 2**53) | (given < -(2**53)))):
         raise UsageError(f"{what} contains integers beyond 2^53")
     return np.ascontiguousarray(array)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.network.conv import Conv
 from lipmodel.network.linear import Composition, LinearMap, Sum
 from lipmodel.ranges.enclosure import INFLATE, TINY, MatrixEnclosure, gamma
 from lipmodel.spec import NORMS, Norm, as_norm
@@ -32,7 +33,7 @@ EXPANSION_LIMIT = 30_000_000
 SPECTRAL_LIMIT = 2000
 """The smaller dimension above which no spectral norm is proved."""
 CLAIM_MARGIN = 2.0**-41
-"""A relative margin that lets `kernel.spectral_norm_at_most` decide a claim; it needs up to 3e-14 for small matrices."""
+"""A relative margin that lets `kernel.spectral_norm_at_most` decide a claim (small matrices need about 3e-14)."""
 _BLOCK = 256
 _GRID = 2.0**24
 
@@ -129,8 +130,13 @@ class EntryNorms:
 def entry_norms(matrix: Matrix) -> EntryNorms:
     """The entry norms of a map or an enclosed matrix, from floating-point sums with the rounding accounted for.
 
-    Sparse matrices stay sparse. Sums of moduli that are multiples of a common power of two are exact.
+    Sparse matrices stay sparse, convolutions are not expanded. Sums of moduli that are multiples of a common power of
+    two are exact.
     """
+    if isinstance(matrix, Conv):
+        from lipmodel.ranges.conv_norms import conv_entry_norms
+
+        return conv_entry_norms(matrix)
     enclosure = _canonical(matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure())
     if 0 in enclosure.shape:
         return EntryNorms.constant(Fraction(0))
@@ -143,7 +149,7 @@ def entry_norms(matrix: Matrix) -> EntryNorms:
         return EntryNorms.constant(math.inf)
     if peak == 0.0:
         return EntryNorms.constant(Fraction(0))
-    exponent = math.frexp(peak)[1]
+    top, exponent = math.frexp(peak)
     scale = Fraction(2) ** exponent
     a = _scaled_down(size, exponent)
     rows, row_depth = _sums(a, 1)
@@ -175,7 +181,7 @@ def entry_norms(matrix: Matrix) -> EntryNorms:
     square, more = _sums(rows_2[None, :], 1)
     spectral = max_column_2 if _single(a, 1) else max_row_2 if _single(a, 0) else None
     return EntryNorms(
-        max_entry=_risen(peak, k),
+        max_entry=_risen(top, k) * scale,
         max_column_sum=max_column_sum,
         max_row_sum=max_row_sum,
         max_column_2=max_column_2,
@@ -257,10 +263,10 @@ def _sums(a: Any, axis: int) -> tuple[Array, int]:
 def _risen(value: float, roundings: int) -> Fraction:
     """What a sum computed as `value` can be at most when every term went through that many roundings.
 
-    The sums concerned have a term of at least 1/4, so the last summand covers every underflow.
+    The terms are at most 1, and fewer than 2^50; the last summand covers every underflow.
     """
     x = Fraction(value)
-    return x if roundings == 0 else x * (1 + Fraction(gamma(roundings + 1)) + Fraction(1, 2**200))
+    return x if roundings == 0 else x * (1 + Fraction(gamma(roundings + 1))) + Fraction(1, 2**900)
 
 
 def _on_grid(a: Any, grid: float) -> bool:

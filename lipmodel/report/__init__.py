@@ -1,1 +1,1 @@
-"""."""
+"""What people see: progress on stderr, tables on stdout."""

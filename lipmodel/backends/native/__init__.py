@@ -45,7 +45,7 @@ class Native:
         return None
 
     def solve(self, model: Model, options: SolveOptions) -> Point:
-        from lipmodel.backends.native.follower import solve_chain
+        from lipmodel.backends.native.core import solve_chain
 
         chain = _read(model)
 

@@ -1,10 +1,10 @@
 """-logdet of the block tridiagonal matrix inequality of a chain: block Cholesky, gradient, exact Hessian.
 
-S(y) has diagonal blocks D_0 = diag(eta) + 2 W_1' diag(a b t_1) W_1, D_k = 2 diag(t_k) + 2 W_{k+1}' diag(a b t_{k+1}) W_{k+1},
-D_L = 2 diag(t_L) - V'V and blocks -diag((a + b) t_k) W_k below them (a, b the slopes). Elimination runs from the input to the
-output, E_k = D_k - X_k' X_k. With P = S^-1 and A_j = u_j r_j' + r_j u_j' the gradient of logdet S is <A_j, P> = 2 u_j'P r_j, and the
-Hessian of -logdet S is <A_i, P A_j P> = 2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)]_ij: rank two coefficients need no matrix products
-beyond those that form U'PU, U'PR and R'PR, and these follow from block rows of P.
+S(y) has the diagonal blocks D_0 = diag(eta) + 2 W_1' diag(a b t_1) W_1, D_k = 2 diag(t_k) + 2 W_{k+1}' diag(a b t_{k+1})
+W_{k+1}, D_L = 2 diag(t_L) - V'V, and -diag((a + b) t_k) W_k below them (a, b the slopes). Elimination runs from the
+input to the output, E_k = D_k - X_k' X_k. With P = S^-1 and A_j = u_j r_j' + r_j u_j' the gradient of logdet S is
+<A_j, P> = 2 u_j'P r_j, and the Hessian of -logdet S is <A_i, P A_j P> = 2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)]_ij:
+coefficients of rank two need no matrix products beyond those that form U'PU, U'PR and R'PR, and these follow from P.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dtrmm, dtrsm
+from scipy.linalg.blas import dsymv, dtrmm, dtrsm
 from scipy.linalg.lapack import dpotrf, dpotrs, dtrtri
 
 from lipmodel.backends.native.chain import Array, Chain, split
@@ -28,7 +28,8 @@ class Factor:
     updates: list[Array]  # X_2..X_L, X_k = C_{k-1}^-1 W_k' diag((a + b) t_k)
     reach: Array  # K = E_0^-1 W_1', shape (n0, n1); empty where only G is needed
     gram: Array  # G = W_1 E_0^-1 W_1'
-    input_inverse: Array  # E_0^-1, shape (n0,) where it is diagonal, else (n0, n0)
+    input_diagonal: Array  # of E_0^-1
+    input_inverse: Array  # E_0^-1, shape (n0, n0), where it was needed; else empty
     logdet: float  # of S(y)
 
 
@@ -42,15 +43,76 @@ class Band:
 
 
 def cholesky(matrix: Array) -> Array | None:
-    """Lower Cholesky factor (Fortran order) of a symmetric matrix, which is overwritten; None unless it is positive definite."""
+    """Lower Cholesky factor (Fortran order) of a symmetric matrix, which is overwritten; None unless it is definite."""
     factor, info = dpotrf(matrix.T, lower=1, clean=1, overwrite_a=1)
     # LAPACK lets NaN pass, because a comparison with it is false
     return factor if info == 0 and np.isfinite(factor.diagonal().sum()) else None
 
 
-def _add_to_diagonal(matrix: Array, values: Array | float) -> None:
-    """In place, on a C-contiguous square matrix."""
-    matrix.reshape(-1)[:: matrix.shape[0] + 1] += values
+def add_to_diagonal(matrix: Array, values: Array | float) -> None:
+    """In place, on a square matrix."""
+    np.einsum("ii->i", matrix)[...] += values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Head:
+    """What the elimination of the input leaves: see Factor."""
+
+    gram: Array
+    reach: Array
+    diagonal: Array
+    inverse: Array
+    logdet: float
+
+
+EMPTY: Array = np.zeros((0, 0))
+
+
+def _eliminate_input(chain: Chain, t: Array, eta: Array) -> _Head | None:
+    """Eliminate E_0 = diag(eta) + 2 W_1' diag(a b t_1) W_1; None unless E_0 > 0."""
+    weight = chain.weights[0]
+    inverse = 1 / eta
+    logdet = float(np.log(eta).sum())
+    if not chain.curved[0]:
+        if chain.tied:
+            return _Head(
+                gram=chain.input_gram * inverse[0], reach=EMPTY, diagonal=inverse, inverse=EMPTY, logdet=logdet
+            )
+        reach = weight.T * inverse[:, None]
+        return _Head(gram=weight @ reach, reach=reach, diagonal=inverse, inverse=EMPTY, logdet=logdet)
+    curve = 2 * chain.slope_product[0] * t
+    if weight.shape[1] > weight.shape[0]:
+        # with G_0 = W_1 diag(1/eta) W_1' = R R': E_0 > 0 where I + R' diag(curve) R > 0, G = R (I + R' diag(curve) R)^-1 R'
+        reach = weight.T * inverse[:, None]
+        root = cholesky(weight @ reach)
+        if root is not None:
+            middle = (root.T * curve) @ root
+            add_to_diagonal(middle, 1.0)
+            pivot = cholesky(middle)
+            if pivot is None:
+                return None
+            half = dtrsm(1.0, pivot, root.T, lower=1)
+            gram = half.T @ half
+            full = reach - (reach * curve) @ gram
+            diagonal = inverse - np.einsum("ij,ij->i", full * curve, reach)
+            logdet += 2 * float(np.log(pivot.diagonal()).sum())
+            return _Head(gram=gram, reach=full, diagonal=diagonal, inverse=EMPTY, logdet=logdet)
+    block = (weight.T * curve) @ weight
+    add_to_diagonal(block, eta)
+    pivot = cholesky(block)
+    if pivot is None:
+        return None
+    half = dtrsm(1.0, pivot, weight.T, lower=1)
+    root = dtrtri(pivot, lower=1)[0]
+    reach = dtrmm(1.0, root, half, lower=1, trans_a=1)
+    dense = root.T @ root
+    return _Head(
+        gram=half.T @ half,
+        reach=reach,
+        diagonal=dense.diagonal(),
+        inverse=dense,
+        logdet=2 * float(np.log(pivot.diagonal()).sum()),
+    )
 
 
 def factorize(chain: Chain, y: Array) -> Factor | None:
@@ -58,28 +120,10 @@ def factorize(chain: Chain, y: Array) -> Factor | None:
     if not np.all(y > 0) or not np.all(np.isfinite(y)):
         return None
     t, eta = split(chain, y)
-    weight = chain.weights[0]
-    reach = np.zeros((0, 0))
-    if chain.curved[0]:
-        block = 2 * (weight.T * (chain.slope_product[0] * t[0])) @ weight
-        _add_to_diagonal(block, eta)
-        pivot = cholesky(block)
-        if pivot is None:
-            return None
-        logdet = 2 * float(np.log(pivot.diagonal()).sum())
-        half = dtrsm(1.0, pivot, weight.T, lower=1)
-        gram = half.T @ half
-        inverse = dtrtri(pivot, lower=1)[0]
-        input_inverse = inverse.T @ inverse
-        reach = dtrmm(1.0, inverse, half, lower=1, trans_a=1)
-    else:
-        input_inverse = 1 / eta
-        logdet = float(np.log(eta).sum())
-        if chain.tied:
-            gram = chain.input_gram * input_inverse[0]
-        else:
-            reach = weight.T * input_inverse[:, None]
-            gram = weight @ reach
+    head = _eliminate_input(chain, t[0], eta)
+    if head is None:
+        return None
+    gram, logdet = head.gram, head.logdet
     scale = chain.slope_sum[0] * t[0]
     gram_scaled = gram * scale
     gram_scaled *= -scale[:, None]
@@ -92,7 +136,7 @@ def factorize(chain: Chain, y: Array) -> Factor | None:
             updates.append(update)
             schur = update.T @ update
             np.negative(schur, out=schur)
-        _add_to_diagonal(schur, 2 * tk)
+        add_to_diagonal(schur, 2 * tk)
         if k + 1 < len(t):
             if chain.curved[k + 1]:
                 follower = chain.weights[k + 1]
@@ -109,9 +153,10 @@ def factorize(chain: Chain, y: Array) -> Factor | None:
         eta=eta,
         pivots=pivots,
         updates=updates,
-        reach=reach,
+        reach=head.reach,
         gram=gram,
-        input_inverse=input_inverse,
+        input_diagonal=head.diagonal,
+        input_inverse=head.inverse,
         logdet=logdet,
     )
 
@@ -148,10 +193,9 @@ def band_inverse(chain: Chain, factor: Factor) -> Band:
         entries = entries + chain.slope_product[0] * curve
     gradient[chain.spans[0]] = 2 * entries
     if chain.tied and not chain.curved[0]:
-        gradient[-1] = factor.input_inverse[0] * (factor.eta.size + np.einsum("ij,ij->", factor.gram, middle))
+        gradient[-1] = factor.input_diagonal[0] * (factor.eta.size + np.einsum("ij,ij->", factor.gram, middle))
     else:
-        own = factor.input_inverse if factor.input_inverse.ndim == 1 else factor.input_inverse.diagonal()
-        own = own + np.einsum("ij,ij->i", factor.reach @ middle, factor.reach)
+        own = factor.input_diagonal + np.einsum("ij,ij->i", factor.reach @ middle, factor.reach)
         gradient[chain.neurons :] = own.sum() if chain.tied else own
     return Band(gradient=gradient, diagonal=diagonal, transfers=transfers)
 
@@ -186,8 +230,15 @@ def hessian(chain: Chain, factor: Factor, band: Band) -> Array:
             both = chain.weights[k] @ image[spans[k - 1], ahead]
         else:
             both = np.asarray(chain.sparse[k] @ image[spans[k - 1], ahead])
-        panel = _hadamard(
-            inverse[here, ahead], image[here, ahead], image[ahead, here].T, both, alpha[here], beta[here], alpha[ahead], beta[ahead]
+        panel = hadamard(
+            inverse[here, ahead],
+            image[here, ahead],
+            image[ahead, here].T,
+            both,
+            alpha[here],
+            beta[here],
+            alpha[ahead],
+            beta[ahead],
         )
         result[here, ahead] = panel
         if ahead.start + panel.shape[0] < count:
@@ -197,10 +248,17 @@ def hessian(chain: Chain, factor: Factor, band: Band) -> Array:
     return result
 
 
-def _hadamard(
-    base: Array, right: Array, left: Array, both: Array, alpha: Array, beta: Array, alpha_ahead: Array, beta_ahead: Array
+def hadamard(
+    base: Array,
+    right: Array,
+    left: Array,
+    both: Array,
+    alpha: Array,
+    beta: Array,
+    alpha_ahead: Array,
+    beta_ahead: Array,
 ) -> Array:
-    """2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)] on one panel, from P, P A', A P and A P A' there."""
+    """2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)] on a panel, from P, P A', A P and A P A' there; `both` is overwritten."""
     right_beta = right * beta_ahead
     left_beta = left * beta[:, None]
     if not (np.any(alpha) or np.any(alpha_ahead)):
@@ -231,7 +289,7 @@ def _input_rows(chain: Chain, factor: Factor, band: Band, inverse: Array, image:
     """Rows and columns of eta, from the rows of P and of P A' of layer 1: P_0h U = K X, P_0h R = K Y."""
     count, first = chain.neurons, chain.spans[0]
     scale = chain.slope_sum[0] * factor.t[0]
-    reach = factor.reach if factor.reach.size else chain.weights[0].T * factor.input_inverse[0]
+    reach = factor.reach if factor.reach.size else chain.weights[0].T * factor.input_diagonal[0]
     sides = []
     for slopes in (np.concatenate(chain.alpha), np.concatenate(chain.beta)):
         side = image * slopes
@@ -241,10 +299,14 @@ def _input_rows(chain: Chain, factor: Factor, band: Band, inverse: Array, image:
         sides.append(reach @ side)
     middle = band.diagonal[0] * scale * scale[:, None]
     corner = (reach @ middle) @ reach.T
-    if factor.input_inverse.ndim == 1:
-        _add_to_diagonal(corner, factor.input_inverse)
-    else:
+    if factor.input_inverse.size:
         corner += factor.input_inverse
+    else:
+        add_to_diagonal(corner, 1 / factor.eta)
+        if chain.curved[0]:
+            # E_0^-1 = diag(1/eta) - K diag(curve) W_1 diag(1/eta)
+            curve = 2 * chain.slope_product[0] * factor.t[0]
+            corner -= (reach * curve) @ (chain.weights[0] / factor.eta)
     cross = sides[0]
     cross *= sides[1]
     cross *= 2
@@ -269,9 +331,20 @@ class Metric:
     scale: Array  # diag(M)^-1/2
 
     def solve(self, right: Array) -> Array:
-        """M^-1 right, right of shape (unknowns,) or (unknowns, k)."""
-        scale = self.scale if right.ndim == 1 else self.scale[:, None]
-        return np.asarray(scale * dpotrs(self.packed, scale * right, lower=1)[0])
+        """M^-1 right, shape (unknowns,)."""
+        return np.asarray(self.scale * dpotrs(self.packed, self.scale * right, lower=1)[0])
+
+    def apply(self, vector: Array) -> Array:
+        """M vector, shape (unknowns,)."""
+        scaled = vector / self.scale
+        # dsymv reads the diagonal of the factor where M has ones
+        product = dsymv(1.0, self.packed, scaled, lower=0) + (1 - self.packed.diagonal()) * scaled
+        return np.asarray(product / self.scale)
+
+    def refined(self, right: Array) -> Array:
+        """M^-1 right with one step of iterative refinement."""
+        solution = self.solve(right)
+        return solution + self.solve(right - self.apply(solution))
 
 
 def factor_metric(matrix: Array) -> Metric | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,14 +22,14 @@ SPARSE_DENSITY = 0.02  # below this a compressed product beats a dense one by mo
 class ChainProblem:
     """min c'eta s.t. [diag(eta) on x0] + sum_j t_j (u_j r_j' + r_j u_j') - V'V >= 0, V acting on the last layer.
 
-    weights: W_1..W_L, W_k of shape (n_k, n_{k-1}), dense or SciPy sparse; v_k = W_k w_{k-1} enters the activations of layer k.
-    alpha, beta: slopes of every neuron, alpha < beta, any signs; u_j = e_j - alpha_j W_k[j, :], r_j = e_j - beta_j W_k[j, :].
-    output: V, shape (m, n_L).
-    input_norm: "2" is eta = rho 1 with objective rho; "inf" is eta in R^n0 with objective sum(eta).
-    sqrt(objective) bounds the Lipschitz constant from the input norm to the 2-norm of the output.
+    weights: W_1..W_L, W_k of shape (n_k, n_{k-1}), dense or SciPy sparse; v_k = W_k w_{k-1} enters the activations of
+    layer k. alpha, beta: slopes of every neuron, alpha <= beta, any signs; u_j = e_j - alpha_j W_k[j, :] and
+    r_j = e_j - beta_j W_k[j, :]. output: V, shape (m, n_L). input_norm: "2" is eta = rho 1 with objective rho, "inf" is
+    eta in R^n0 with objective sum(eta). sqrt(objective) bounds the Lipschitz constant from the input norm to the 2-norm.
 
-    Raises ValueError for shapes that do not fit, numbers that are not finite, or alpha >= beta.
-    Source: Fazlyab, Robey, Hassani, Morari, Pappas 2019 (arXiv 1906.04893); Wang, Prakriya, Jha 2022 (arXiv 2203.01212).
+    Raises ValueError for shapes that do not fit, numbers that are not finite, or alpha > beta.
+    Source: Fazlyab, Robey, Hassani, Morari, Pappas 2019 (arXiv 1906.04893) for "2"; Wang, Prakriya, Jha 2022
+    (arXiv 2203.01212) for "inf".
     """
 
     weights: tuple[Any, ...]
@@ -49,8 +50,8 @@ class ChainProblem:
             width = weight.shape[0]
             if low.shape != (width,) or high.shape != (width,):
                 raise ValueError(f"layer {index} needs {width} slopes")
-            if not (np.all(low < high) and np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
-                raise ValueError(f"layer {index} needs finite slopes alpha < beta")
+            if not (np.all(low <= high) and np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
+                raise ValueError(f"layer {index} needs finite slopes alpha <= beta")
             if not np.all(np.isfinite(weight.data if hasattr(weight, "tocsr") else weight)):
                 raise ValueError(f"W_{index} is not finite")
         if self.output.ndim != 2 or self.output.shape[1] != width or not np.all(np.isfinite(self.output)):
@@ -59,12 +60,12 @@ class ChainProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChainSolution:
-    """The best strictly feasible point found.
+    """The best strictly feasible point found (block Cholesky of the whole matrix in floating point).
 
     t: multipliers, one array per layer. eta: shape (n0,). value: c'eta there; sqrt(value) is the bound on the constant.
-    lower: objective of a primal feasible point (floating point, no proof), or 0. iterations: Hessians factored.
-    status: "optimal", "time-limit", "iteration-limit", "interrupted", or "inaccurate" (stopped for numerical reasons; where
-    the data leave the range of doubles, the point may be infinite or infeasible, and only here).
+    lower: objective of a primal feasible point (in floating point, no proof), or 0. iterations: Hessians factored.
+    status: "optimal", "time-limit", "iteration-limit", "interrupted", or "inaccurate": it stopped short for numerical
+    reasons. Only then value may be inf, with t and eta of no meaning: the point is not representable in doubles.
     """
 
     t: tuple[Array, ...]
@@ -77,7 +78,7 @@ class ChainSolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """The same program with dense data of order one; the unknowns are (t_1..t_L, eta), eta a single number where tied."""
+    """The same program with dense data of order one; the unknowns are (t_1..t_L, eta), eta one number where tied."""
 
     weights: tuple[Array, ...]
     sparse: tuple[Any, ...]  # the weight once more, compressed, where that is the faster operand
@@ -85,7 +86,10 @@ class Chain:
     beta: tuple[Array, ...]
     slope_sum: tuple[Array, ...]
     slope_product: tuple[Array, ...]
-    curved: tuple[bool, ...]  # some alpha * beta is not zero: the layer adds 2 W' diag(alpha beta t) W to the block before
+    curved: tuple[
+        bool, ...
+    ]  # some alpha * beta is not zero: the layer adds 2 W' diag(alpha beta t) W to the block before
+    output: Array
     output_gram: Array
     input_gram: Array  # W_1 W_1' where eta is a single number and layer 1 is not curved, else empty
     cost: Array  # objective coefficients of eta
@@ -118,11 +122,12 @@ def build_chain(
         slope_sum=tuple(low + high for low, high in zip(alpha, beta, strict=True)),
         slope_product=products,
         curved=curved,
+        output=output,
         output_gram=output.T @ output,
         input_gram=first @ first.T if tied and not curved[0] else np.zeros((0, 0)),
         cost=cost,
         tied=tied,
-        spans=tuple(slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)),
+        spans=tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends)),
         neurons=int(ends[-1]),
         order=int(ends[-1]) + first.shape[1],
     )
@@ -139,7 +144,9 @@ def _compressed(weight: Array) -> Any:
 def split(chain: Chain, y: Array) -> tuple[list[Array], Array]:
     """(t_1..t_L), eta of shape (n0,), from the vector of unknowns."""
     tail = y[chain.neurons :]
-    return [y[span] for span in chain.spans], np.broadcast_to(tail, (chain.weights[0].shape[1],)) if chain.tied else tail
+    return [y[span] for span in chain.spans], np.broadcast_to(
+        tail, (chain.weights[0].shape[1],)
+    ) if chain.tied else tail
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,13 +165,16 @@ class Alive:
         return tuple(a & b for a, b in zip(self.reached, self.useful, strict=True))
 
 
-def alive_neurons(weights: Sequence[Array], output: Array) -> Alive:
-    """Forward and backward reachability through exactly nonzero weights."""
-    patterns = [weight != 0 for weight in weights]
+def alive_neurons(problem: ChainProblem, weights: Sequence[Array]) -> Alive:
+    """Forward and backward reachability through exactly nonzero weights and slopes."""
+    patterns = [
+        (weight != 0) & ((low != 0) | (high != 0))[:, None]
+        for weight, low, high in zip(weights, problem.alpha, problem.beta, strict=True)
+    ]
     reached: list[Mask] = [np.ones(weights[0].shape[1], dtype=bool)]
     for pattern in patterns:
         reached.append(pattern[:, reached[-1]].any(axis=1))
-    useful: list[Mask] = [(output != 0).any(axis=0)]
+    useful: list[Mask] = [(problem.output != 0).any(axis=0)]
     for pattern in reversed(patterns):
         useful.append(pattern[useful[-1]].any(axis=0))
     return Alive(reached=tuple(reached), useful=tuple(reversed(useful)))
@@ -172,9 +182,8 @@ def alive_neurons(weights: Sequence[Array], output: Array) -> Alive:
 
 def dense_weights(problem: ChainProblem) -> list[Array]:
     """The weights as dense float64 arrays."""
-    return [
-        np.asarray(weight.toarray() if hasattr(weight, "toarray") else weight, dtype=np.float64) for weight in problem.weights
-    ]
+    arrays = (weight.toarray() if hasattr(weight, "toarray") else weight for weight in problem.weights)
+    return [np.asarray(array, dtype=np.float64) for array in arrays]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,6 +216,11 @@ def scaled_weight(weight: Array, columns: Exponents, rows: Exponents) -> Array:
     return shift(weight, columns[None, :] - rows[:, None])
 
 
+def triangular_factor(matrix: Array) -> Array:
+    """R of the QR factorisation of a tall matrix: R'R = matrix' matrix."""
+    return np.asarray(np.linalg.qr(matrix, mode="r"), dtype=np.float64)
+
+
 def scaled_chain(
     weights: Sequence[Array],
     alpha: Sequence[Array],
@@ -217,8 +231,8 @@ def scaled_chain(
     tied: bool,
     reduce: bool = True,
 ) -> Chain:
-    """The chain in scaled signals. The map is a congruence and exact, but for the triangular factors that drop surplus inputs
-    (input norm 2) and surplus outputs where `reduce` asks for it."""
+    """The chain in scaled signals. The map is a congruence, and exact but for the triangular factors that drop surplus
+    inputs (input norm 2) and surplus outputs where `reduce` asks for it."""
     columns = scaling.signals
     scaled = [
         scaled_weight(weight, columns[k], rows)
@@ -227,9 +241,9 @@ def scaled_chain(
     gains = [rows - signal for rows, signal in zip(scaling.inputs, columns[1:], strict=True)]
     last = shift(output, (columns[-1] - scaling.output)[None, :])
     if reduce and last.shape[0] > last.shape[1]:
-        last = np.linalg.qr(last, mode="r")
+        last = triangular_factor(last)
     if reduce and tied and scaled[0].shape[1] > scaled[0].shape[0]:
-        scaled[0] = np.ascontiguousarray(np.linalg.qr(scaled[0].T, mode="r").T)
+        scaled[0] = np.ascontiguousarray(triangular_factor(scaled[0].T).T)
     return build_chain(
         scaled,
         [shift(a, gain) for a, gain in zip(alpha, gains, strict=True)],

@@ -6,11 +6,11 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lipmodel.backends.native.barrier import factorize
 from lipmodel.backends.native.chain import (
     ABSENT,
     Alive,
@@ -18,6 +18,7 @@ from lipmodel.backends.native.chain import (
     ChainProblem,
     ChainSolution,
     Exponents,
+    Mask,
     Scaling,
     alive_neurons,
     dense_weights,
@@ -27,11 +28,13 @@ from lipmodel.backends.native.chain import (
     split,
     unscale,
 )
+from lipmodel.backends.native.elimination import elimination_order
 from lipmodel.backends.native.follower import Outcome, Progress, follow_path
-from lipmodel.backends.native.start import Start, closed_form
+from lipmodel.backends.native.start import Start, closed_form, tightened
 
 NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
 FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
+NARROW = 1e-5  # relative width of a slope interval below which its multiplier swamps the rest of the matrix
 NOTHING = -120  # binary exponent of eta for a network that is constant
 
 
@@ -50,7 +53,7 @@ def solve_chain(
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
-    with _single_thread():
+    with _single_thread(), np.errstate(all="ignore"):
         return _solve(problem, tol, began, deadline, max_iterations, on_iterate)
 
 
@@ -80,8 +83,7 @@ def _solve(
     if not keep[0].any():
         t, eta = _embed(problem, weights, alive, None, np.zeros(0))
         return _solution(problem, t, eta, 0.0, "optimal", 0)
-    alpha = [low[mask] for low, mask in zip(problem.alpha, keep[1:], strict=True)]
-    beta = [high[mask] for high, mask in zip(problem.beta, keep[1:], strict=True)]
+    alpha, beta, widened = _slopes(problem, keep)
     kept = [w[np.ix_(rows, columns)] for w, rows, columns in zip(weights, keep[1:], keep[:-1], strict=True)]
     start = closed_form(kept, alpha, beta, problem.output[:, keep[-1]], tied=tied)
     if start.y is None:
@@ -103,7 +105,29 @@ def _solve(
     outcome = follow_path(
         start.chain, start.y, tol=tol, deadline=deadline, max_iterations=max_iterations, report=report
     )
+    if outcome.status != "optimal":
+        outcome = replace(outcome, y=tightened(start.chain, outcome.y))
+    if widened:
+        outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
     return _restored(problem, weights, alive, start, outcome, power)
+
+
+def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], list[Array], bool]:
+    """Slopes of the living neurons, intervals too narrow for double precision widened about their centre.
+
+    With c the centre and r the radius the neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is one for a
+    smaller radius too, at the same t. A bound from below is not carried over.
+    """
+    alpha, beta, widened = [], [], False
+    for low, high, mask in zip(problem.alpha, problem.beta, keep[1:], strict=True):
+        low, high = low[mask], high[mask]
+        least = NARROW * np.maximum(np.abs(low), np.abs(high))
+        narrow = high - low < least
+        centre = low + (high - low) / 2
+        alpha.append(np.where(narrow, centre - least / 2, low))
+        beta.append(np.where(narrow, centre + least / 2, high))
+        widened = widened or bool(narrow.any())
+    return alpha, beta, widened
 
 
 def _restored(
@@ -122,7 +146,7 @@ def _restored(
         t, eta = _embed(problem, weights, alive, t, eta)
         if _feasible(problem, weights, t, eta):
             return _solution(problem, t, eta, lower, status, outcome.iterations)
-    return _solution(problem, t, eta, lower, "inaccurate", outcome.iterations)
+    return _solution(problem, *_infinite(problem), lower, "inaccurate", outcome.iterations)
 
 
 def _solution(
@@ -152,7 +176,7 @@ def _feasible(problem: ChainProblem, weights: list[Array], t: Sequence[Array], e
     chain = scaled_chain(weights, problem.alpha, problem.beta, problem.output, scaling, tied=tied, reduce=False)
     parts = [shift(tk, 2 * s) for tk, s in zip(t, signals[1:], strict=True)]
     parts.append(shift(eta, 2 * signals[0])[: 1 if tied else None])
-    return factorize(chain, np.concatenate(parts)) is not None
+    return elimination_order(chain).factorize(chain, np.concatenate(parts)) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +222,9 @@ def _embed(
             entries = 2 * exponents(problem.output[:, unreached])
             firm = np.full(entries.shape[0], FIRM)
         else:
-            entries = 2 * exponents(weights[k][:, unreached]) + (levels[k + 1] + 2 * _steepness(problem, k + 1))[:, None]
+            entries = (
+                2 * exponents(weights[k][:, unreached]) + (levels[k + 1] + 2 * _steepness(problem, k + 1))[:, None]
+            )
             firm = np.where(alive.reached[k + 1], FIRM, 8)
         fan = entries.shape[0].bit_length()
         need = (entries + firm[:, None] + fan).max(axis=0)
@@ -210,7 +236,7 @@ def _embed(
     return full[1:], full[0]
 
 
-def _placed(values: Array, mask: np.ndarray[Any, Any], living: Array) -> Array:
+def _placed(values: Array, mask: Mask, living: Array) -> Array:
     values[mask] = living
     return values
 

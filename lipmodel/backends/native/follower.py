@@ -11,18 +11,45 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from lipmodel.backends.native.barrier import Band, Factor, Metric, band_inverse, factor_metric, factorize, hessian
+from lipmodel.backends.native.barrier import Metric, factor_metric
 from lipmodel.backends.native.chain import Array, Chain
+from lipmodel.backends.native.elimination import Elimination, elimination_order
 
-LADDER = (0.98, 0.96, 0.93, 0.89, 0.83, 0.75, 0.66, 0.57, 0.48, 0.40, 0.33, 0.27, 0.2, 0.15, 0.1, 0.06, 0.03, 0.01, 0.003, 0.001)
+LADDER = (
+    0.98,
+    0.96,
+    0.93,
+    0.89,
+    0.83,
+    0.75,
+    0.66,
+    0.57,
+    0.48,
+    0.40,
+    0.33,
+    0.27,
+    0.2,
+    0.15,
+    0.1,
+    0.06,
+    0.03,
+    0.01,
+    0.003,
+    0.001,
+)
 CENTRAL = 0.9  # decrement above which an iterate is brought back by a line search before the path is followed on
 CORRECTED = 0.3  # decrement at which the correctors stop
 CORRECTORS = 6
-PATIENCE = ((4.5, 2.25), (1.5, 0.8), (0.9, 0.5))  # largest decrement of an accepted prediction, and the one to climb below
+PATIENCE = (
+    (4.5, 2.25),
+    (1.5, 0.8),
+    (0.9, 0.5),
+)  # largest decrement of an accepted prediction, and the one to climb below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +84,18 @@ class _State:
     """One run. `point` and `factor`, `band` belong together."""
 
     chain: Chain
+    elimination: Elimination
     cost: Array
     deadline: float
     best: Array
     best_value: float
     lower: float = 0.0
-    evaluations: dict[str, int] = field(default_factory=dict)
 
-    def factor(self, y: Array) -> Factor | None:
-        """Block Cholesky at y; remembers y where it is the best feasible point so far."""
+    def factor(self, y: Array) -> Any:
+        """The factor at y, None unless S(y) > 0; remembers y where it is the best feasible point so far."""
         if time.monotonic() > self.deadline:
             raise _Stop("time-limit")
-        factor = factorize(self.chain, y)
+        factor = self.elimination.factorize(self.chain, y)
         if factor is not None:
             value = float(self.cost @ y)
             if value < self.best_value:
@@ -83,12 +110,13 @@ class _State:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Point:
     y: Array
-    factor: Factor
-    band: Band
+    factor: Any
+    band: Any
 
     @property
     def gradient(self) -> Array:
-        return self.band.gradient
+        gradient: Array = self.band.gradient
+        return gradient
 
 
 def follow_path(
@@ -105,10 +133,17 @@ def follow_path(
     report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False.
     """
     cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
-    state = _State(chain=chain, cost=cost, deadline=deadline, best=y.copy(), best_value=float(cost @ y))
+    state = _State(
+        chain=chain,
+        elimination=elimination_order(chain),
+        cost=cost,
+        deadline=deadline,
+        best=y.copy(),
+        best_value=float(cost @ y),
+    )
     status, iterations = "inaccurate", 0
     try:
-        for iterations, _ in enumerate(_iterate(state, y), start=1):  # noqa: B007
+        for iterations, _ in enumerate(_iterate(state, y), start=1):
             gap = state.gap()
             if not report(iterations, state.best_value, state.lower, gap):
                 status = "interrupted"
@@ -140,7 +175,7 @@ def _iterate(state: _State, y: Array) -> Iterator[None]:
     offset = point.gradient - cost / mu
     rung, patience, watch = 0, 0, _Watch()
     while True:
-        matrix = hessian(chain, point.factor, point.band)
+        matrix = state.elimination.hessian(chain, point.factor, point.band)
         metric = factor_metric(matrix)
         if metric is None:
             return
@@ -195,7 +230,9 @@ class _Watch:
 
 def _evaluate(state: _State, y: Array) -> _Point | None:
     factor = state.factor(y)
-    return None if factor is None else _Point(y=y, factor=factor, band=band_inverse(state.chain, factor))
+    return (
+        None if factor is None else _Point(y=y, factor=factor, band=state.elimination.band_inverse(state.chain, factor))
+    )
 
 
 def _lower_bound(state: _State, point: _Point, mu: float, ascent: Array, price: Array) -> None:
@@ -205,7 +242,10 @@ def _lower_bound(state: _State, point: _Point, mu: float, ascent: Array, price: 
     for factor in (0.4, 1.0, 2.0):
         level = factor * mu
         candidate = value - (level * slack + float(point.gradient @ price))
-        if candidate > state.lower and factorize(state.chain, point.y - ascent + price / level) is not None:
+        if (
+            candidate > state.lower
+            and state.elimination.factorize(state.chain, point.y - ascent + price / level) is not None
+        ):
             state.lower = candidate
 
 
@@ -313,7 +353,7 @@ def _descend(state: _State, point: _Point, direction: Array, linear: Array, slop
         if factor is not None:
             change = step * float(linear @ direction) - (factor.logdet - point.factor.logdet)
             if change <= 1e-3 * step * slope:
-                return _Point(y=y, factor=factor, band=band_inverse(state.chain, factor))
+                return _Point(y=y, factor=factor, band=state.elimination.band_inverse(state.chain, factor))
         step /= 2
     return None
 

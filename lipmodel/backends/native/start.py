@@ -8,13 +8,14 @@ arXiv 2404.04375) and, over-relaxed, Syed, Hu 2025 (arXiv 2503.14297); a diagona
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.blas import dtrsm
 
-from lipmodel.backends.native.barrier import cholesky, factorize
+from lipmodel.backends.native.barrier import cholesky
 from lipmodel.backends.native.chain import (
     ABSENT,
     Array,
@@ -25,7 +26,9 @@ from lipmodel.backends.native.chain import (
     scaled_chain,
     scaled_weight,
     shift,
+    split,
 )
+from lipmodel.backends.native.elimination import elimination_order
 
 Rule = Callable[[Array], Array]
 MARGIN = 1.3  # of the first iterate above the closed form, so that no block starts near singular
@@ -188,6 +191,25 @@ def least_eta(chain: Chain, t: Sequence[Array], shape: Array) -> Array | None:
     return np.asarray(max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12 * float(np.abs(gram).max()), 1e-200) * shape)
 
 
+def tightened(chain: Chain, y: Array) -> Array:
+    """A feasible point no worse than the feasible y: its multipliers times one factor, with the least eta of the same shape."""
+    t, eta = split(chain, y)
+    cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
+    best = y
+    for factor in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.65, 0.55):
+        scaled = [factor * tk for tk in t]
+        least = least_eta(chain, scaled, eta)
+        if least is None:
+            break
+        trial = np.concatenate([*scaled, (least[:1] if chain.tied else least) * (1 + 1e-8)])
+        if cost @ trial >= cost @ best:
+            if factor < 1:
+                break
+        elif elimination_order(chain).factorize(chain, trial) is not None:
+            best = trial
+    return best
+
+
 def backward_sweep(chain: Chain) -> Array | None:
     """A feasible point from scalar multipliers per layer, t_k = lmax of what the later layers ask for (any slopes)."""
     gram = chain.output_gram
@@ -217,7 +239,7 @@ def _inflated(chain: Chain, y: Array) -> Array | None:
     for excess in (1.02, 1.1, 2.0, 16.0):
         trial = MARGIN * y
         trial[chain.neurons :] *= excess
-        if factorize(chain, trial) is not None:
+        if elimination_order(chain).factorize(chain, trial) is not None:
             return trial
     return None
 
@@ -226,7 +248,10 @@ def closed_form(
     weights: Sequence[Array], alpha: Sequence[Array], beta: Sequence[Array], output: Array, *, tied: bool
 ) -> Start:
     """The best of the forward rules, else the backward sweep; every neuron must lie on a path from input to output."""
-    passes = [_forward(weights, alpha, beta, output, rule, tied=tied) for rule in RULES]
+    passes = []
+    for rule in RULES:
+        with contextlib.suppress(np.linalg.LinAlgError):
+            passes.append(_forward(weights, alpha, beta, output, rule, tied=tied))
     for found in sorted((found for found in passes if found is not None), key=lambda found: found.level):
         chain = scaled_chain(weights, alpha, beta, output, found.scaling, tied=tied)
         y = _inflated(chain, np.concatenate([*found.t, found.eta[:1] if tied else found.eta]))

@@ -1,0 +1,335 @@
+"""Cutting an expression with Abs, Min, Max, sign and Piecewise into smooth branches on consecutive intervals.
+
+Every non-smooth part switches where some function of x vanishes. All zeros of these functions are located, exactly where
+they are roots of polynomials and in proved enclosures otherwise; between two neighbouring zeros each switch has one
+position, which a single sample point decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from flint import arb, ctx
+
+from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail
+from lipmodel.activations.balls import ball, lower_rational, rational, upper_rational
+from lipmodel.activations.formula import Expression, from_sympy
+from lipmodel.activations.signs import Cell, Unresolved, zero_cells
+from lipmodel.errors import NotLipschitz, UsageError
+
+X = sympy.Symbol("x", real=True)
+_T = sympy.Symbol("t", positive=True)
+_EPSILON = sympy.Rational(1, 2**140)
+_SWITCHES = (sympy.Abs, sympy.sign, sympy.Heaviside, sympy.Max, sympy.Min, sympy.Piecewise)
+_STEPS = (sympy.floor, sympy.ceiling, sympy.frac, sympy.Mod)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A point between branches: enclosed, exact where known; `seamless`: by an Abs, Max or Min of the given function."""
+
+    at: tuple[Fraction, Fraction]
+    exact: Any = None
+    function: Any = None
+    seamless: bool = False
+
+    def __str__(self) -> str:
+        return f"{float((self.at[0] + self.at[1]) / 2):.12g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A smooth expression (None where there is no value) on the interval between two cuts, None for infinity."""
+
+    left: Cut | None
+    right: Cut | None
+    expression: Any
+
+
+def prepare(expression: Any, params: Mapping[str, float]) -> Any:
+    """The expression with its variable renamed to X and its floats and parameters replaced by the rationals they are."""
+    e = sympy.sympify(expression)
+    free = [s for s in e.free_symbols if s.name not in params]
+    if len(free) != 1:
+        found = ", ".join(sorted(s.name for s in free)) or "none"
+        raise UsageError(f"{e} needs exactly one free symbol, its variable; found: {found} (give parameters by name)")
+    values = {s: sympy.Rational(*params[s.name].as_integer_ratio()) for s in e.free_symbols if s.name in params}
+    e = e.xreplace({f: sympy.Rational(f) for f in e.atoms(sympy.Float)})
+    e = e.subs({**values, free[0]: X}, simultaneous=True)
+    e = e.replace(
+        lambda p: p.is_Pow and not isinstance(p, sympy.exp) and not p.exp.is_Rational,
+        lambda p: sympy.exp(p.exp * sympy.log(p.base), evaluate=True),
+    )
+    for function in (sympy.tan, sympy.cot, sympy.sec, sympy.csc):
+        e = e.replace(function, lambda u, f=function: f(u).rewrite(sympy.sin).rewrite(sympy.cos))
+    for step in _STEPS:
+        if e.has(step):
+            raise NotLipschitz(f"it contains {step.__name__}, which jumps at infinitely many points")
+    return e
+
+
+def branches(e: Any, left: Cut | None = None, right: Cut | None = None, passed: frozenset[Any] = frozenset()) -> Iterator[Branch]:
+    """The smooth branches of an expression in X between two cuts, from left to right."""
+    node = _switch(e, passed)
+    if node is None:
+        yield Branch(left=left, right=right, expression=e)
+        return
+    seamless = isinstance(node, sympy.Abs | sympy.Max | sympy.Min)
+    cuts: list[Cut] = []
+    for function in _functions(node):
+        for cut in zeros(function, left, right, seamless=seamless):
+            _insert(cuts, cut)
+    edges = [left, *cuts, right]
+    for a, b in zip(edges, edges[1:], strict=False):
+        chosen = _position(node, sample(a, b))
+        if chosen is None:
+            yield Branch(left=a, right=b, expression=None)
+        elif chosen == node:
+            yield from branches(e, a, b, passed | {node})
+        else:
+            yield from branches(e.xreplace({node: chosen}), a, b, passed)
+
+
+def _switch(e: Any, passed: frozenset[Any]) -> Any:
+    """The first innermost part of an expression whose behaviour may change with x."""
+    for node in sympy.postorder_traversal(e):
+        if node in passed or not node.has(X):
+            continue
+        if isinstance(node, _SWITCHES):
+            return node
+        if isinstance(node, sympy.log) and not node.args[0].is_positive:
+            return node
+        if node.is_Pow and not isinstance(node, sympy.exp):
+            whole = node.exp.is_Integer
+            if (whole and node.exp < 0 and not _nonzero(node.base)) or (not whole and not node.base.is_positive):
+                return node
+    return None
+
+
+def _nonzero(e: Any) -> bool:
+    return bool(e.is_positive or e.is_negative)
+
+
+def _functions(node: Any) -> list[Any]:
+    """The functions at whose zeros a switch may change its position."""
+    if isinstance(node, sympy.Max | sympy.Min):
+        return [a - b for i, a in enumerate(node.args) for b in node.args[:i]]
+    if isinstance(node, sympy.Piecewise):
+        atoms = {r for _, condition in node.args for r in condition.atoms(sympy.core.relational.Relational)}
+        return sorted({r.lhs - r.rhs for r in atoms if r.has(X)}, key=sympy.default_sort_key)
+    return [node.args[0]]
+
+
+def _position(node: Any, at: Fraction) -> Any:
+    """What a switch is on the interval around a sample point: a smooth part, itself, or None where it has no value."""
+    if isinstance(node, sympy.Max | sympy.Min):
+        best = node.args[0]
+        for other in node.args[1:]:
+            if sign_at(other - best, at) == (1 if isinstance(node, sympy.Max) else -1):
+                best = other
+        return best
+    if isinstance(node, sympy.Piecewise):
+        for value, condition in node.args:
+            held = condition.replace(
+                lambda r: isinstance(r, sympy.core.relational.Relational) and r.has(X), lambda r: _holds(r, at)
+            )
+            if held == sympy.true:
+                return value
+            if held != sympy.false:
+                raise UsageError(f"the condition {condition} is not a comparison of real expressions")
+        return None
+    sign = sign_at(node.args[0], at)
+    if isinstance(node, sympy.Abs):
+        return sign * node.args[0]
+    if isinstance(node, sympy.sign):
+        return sympy.Integer(sign)
+    if isinstance(node, sympy.Heaviside):
+        return sympy.Integer(sign > 0)
+    if isinstance(node, sympy.log) or not node.exp.is_Integer:
+        return node if sign > 0 else None
+    return node
+
+
+def _holds(relation: Any, at: Fraction) -> Any:
+    sign = sign_at(relation.lhs - relation.rhs, at)
+    table = {"<": sign < 0, "<=": sign < 0, ">": sign > 0, ">=": sign > 0, "==": sign == 0, "!=": sign != 0}
+    if relation.rel_op not in table:
+        raise UsageError(f"the condition {relation} is not a comparison of real expressions")
+    return sympy.true if table[relation.rel_op] else sympy.false
+
+
+def sample(left: Cut | None, right: Cut | None) -> Fraction:
+    """A rational strictly between two cuts."""
+    if left is None:
+        return Fraction(0) if right is None else right.at[0] - 1
+    return left.at[1] + 1 if right is None else (left.at[1] + right.at[0]) / 2
+
+
+def sign_at(function: Any, at: Fraction) -> int:
+    """The proved sign of an expression at a rational point; 0 only where it is identically zero."""
+    if not function.has(X):
+        return number_sign(sympy.sympify(function))
+    formula = from_sympy(function, X)
+    for precision in (128, 512, 2048):
+        with ctx.workprec(precision):
+            value = formula.ball(rational(at))
+        if value > 0 or value < 0:
+            return 1 if value > 0 else -1
+    if sympy.simplify(function) == 0:
+        return 0
+    raise NotLipschitz(f"the sign of {function} at {float(at):g} could not be determined")
+
+
+def zeros(function: Any, left: Cut | None, right: Cut | None, *, seamless: bool) -> list[Cut]:
+    """All zeros of a function strictly between two cuts, each an exact point or an enclosure; NotLipschitz if unproved."""
+    if not function.has(X):
+        return []
+    if function.is_rational_function(X):
+        numerator = sympy.Poly(sympy.fraction(sympy.together(function))[0], X)
+        found = _roots(numerator)
+        if found is not None:
+            return [c for c in (_cut(r, function, seamless) for r in found) if _between(left, c, right)]
+    try:
+        cells = _numerical_zeros(function, left, right)
+    except (Unresolved, Unsupported, UsageError) as error:
+        raise NotLipschitz(f"it switches where {function} = 0, and these places could not be located: {error}") from None
+    cuts = []
+    for cell in cells:
+        exact = sympy.Rational(cell[0].numerator, cell[0].denominator) if cell[0] == cell[1] else None
+        cut = Cut(at=cell, exact=exact, function=function, seamless=seamless)
+        if _between(left, cut, right):
+            cuts.append(cut)
+    return cuts
+
+
+def _roots(p: Any) -> list[Any] | None:
+    """The real roots of a polynomial as exact numbers of sympy; None where its coefficients are not rational."""
+    if p.is_zero:
+        return []
+    if p.domain.is_QQ or p.domain.is_ZZ:
+        return sorted(set(p.real_roots()))
+    if p.degree() == 1:
+        slope, intercept = p.all_coeffs()
+        return [-intercept / slope]
+    return None
+
+
+def _cut(root: Any, function: Any, seamless: bool) -> Cut:
+    if root.is_Rational:
+        value = Fraction(int(root.p), int(root.q))
+        return Cut(at=(value, value), exact=root, function=function, seamless=seamless)
+    if isinstance(root, sympy.CRootOf):
+        middle = root.eval_rational(_EPSILON)
+        at = (Fraction(str(middle - _EPSILON)), Fraction(str(middle + _EPSILON)))
+        return Cut(at=at, exact=root, function=function, seamless=seamless)
+    with ctx.workprec(256):
+        enclosure = from_sympy(root, X).ball(arb(0))
+    at = (lower_rational(enclosure), upper_rational(enclosure))
+    return Cut(at=at, exact=root, function=function, seamless=seamless)
+
+
+def _order(a: Cut, b: Cut) -> int:
+    """-1, 0, 1 as a < b, a = b, a > b."""
+    if a.at[1] < b.at[0]:
+        return -1
+    if b.at[1] < a.at[0]:
+        return 1
+    try:
+        if a.exact is not None and b.exact is not None:
+            return number_sign(sympy.sympify(a.exact - b.exact))
+    except Unsupported:
+        pass
+    if a.function is not None and b.function is not None:
+        ratio = sympy.simplify(a.function / b.function)
+        if ratio.is_number and ratio != 0:
+            return 0
+    raise NotLipschitz(f"two switches near x = {a} are too close to be told apart")
+
+
+def _between(left: Cut | None, cut: Cut, right: Cut | None) -> bool:
+    return (left is None or _order(left, cut) < 0) and (right is None or _order(cut, right) < 0)
+
+
+def _insert(cuts: list[Cut], cut: Cut) -> None:
+    for i, other in enumerate(cuts):
+        order = _order(cut, other)
+        if order == 0:
+            if not cut.seamless:
+                cuts[i] = Cut(at=other.at, exact=other.exact, function=other.function, seamless=False)
+            return
+        if order < 0:
+            cuts.insert(i, cut)
+            return
+    cuts.append(cut)
+
+
+def _numerical_zeros(function: Any, left: Cut | None, right: Cut | None) -> list[Cell]:
+    f, df = from_sympy(function, X), from_sympy(sympy.diff(function, X), X)
+    window = []
+    for end, side in ((left, -1), (right, 1)):
+        if end is not None and regular((f, df), end):
+            window.append(end.at[0] if side < 0 else end.at[1])
+            continue
+        settled = settle(function, end, side)
+        if settled is None:
+            raise Unresolved(Fraction(0), "its sign far out, or near a singularity, could not be determined")
+        window.append(settled[0])
+    if window[0] >= window[1]:
+        return []
+    return zero_cells(f, df, window[0], window[1], None)
+
+
+def regular(formulas: tuple[Expression, ...], end: Cut) -> bool:
+    """Whether all of the formulas are finite at a cut."""
+    with ctx.workprec(256):
+        at = ball(end.at)
+        return all(f.ball(at).is_finite() for f in formulas)
+
+
+def towards(function: Any, end: Cut | None, side: int) -> Any:
+    """A function in the coordinate t that tends to infinity as x tends to an end of its interval (side -1 left, 1 right)."""
+    if end is None:
+        return function.subs(X, side * _T)
+    if end.exact is None:
+        raise Unsupported(f"the singularity near {end} is not known exactly")
+    return function.subs(X, end.exact - side / _T)
+
+
+def place(end: Cut | None, side: int, t: Fraction) -> Fraction:
+    """An x such that everything between it and the end lies beyond t; where the end is not rational, closer by a hair."""
+    if end is None:
+        return side * t
+    return (end.at[1] if side > 0 else end.at[0]) - side / t
+
+
+def approach(function: Any, end: Cut | None, side: int, t: Fraction, order: int = 4) -> Tail:
+    """What is proved of a function between `place(end, side, t)` and the end."""
+    return tail(towards(function, end, side), _T, t, order)
+
+
+def settle(function: Any, end: Cut | None, side: int, inner: Fraction | None = None) -> tuple[Fraction, Fraction, int] | None:
+    """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved.
+
+    inner: x must lie beyond this point.
+    """
+    for order in (4, 9):
+        for exponent in range(13 if end is None else 41):
+            t = Fraction(2) ** exponent
+            x = place(end, side, t)
+            if inner is not None and (x - inner) * side <= 0:
+                continue
+            try:
+                known = approach(function, end, side, t, order)
+            except Undecided:
+                continue
+            except Unsupported:
+                return None
+            if known.sign or known.coefficient == 0:
+                return x, t, known.sign
+    return None
+
+

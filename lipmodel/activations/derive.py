@@ -1,0 +1,262 @@
+"""Slope intervals from a sympy expression alone.
+
+sympy supplies branches, derivatives and limits at singular points; every inequality is proved in balls or on half-lines.
+For each smooth branch this finds a list of places between which f' is proved monotone, because f'' has no zero there:
+interval branch and bound on a bounded window, and an expansion with proved remainders from the window to infinity or to a
+singular end. The same is done for f itself (zeros of f'), which gives value ranges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from flint import arb, ctx
+
+from lipmodel.activations.asymptotics import Undecided, Unsupported, number_sign
+from lipmodel.activations.balls import outward, rational
+from lipmodel.activations.branches import X, Branch, Cut, approach, branches, place, prepare, regular, settle
+from lipmodel.activations.formula import Affine, Formula, from_sympy
+from lipmodel.activations.shapes import Shape
+from lipmodel.activations.signs import Unresolved, variation, zero_cells
+from lipmodel.activations.spec import Joint
+from lipmodel.activations.tracks import Bounds, Limit, Piece, Place, Track, Turn
+from lipmodel.errors import NotLipschitz, UsageError
+
+_EVERYTHING: Bounds = (-math.inf, math.inf)
+_SIGNIFICANT = Fraction(1, 2**120)
+_FAR = 6
+"""2^6: where a tail that oscillates for ever starts to be bounded as a whole."""
+
+
+def derive(expression: Any, params: Mapping[str, float], *, name: str) -> Shape:
+    """The pieces of an activation given by a sympy expression; its other symbols have the values `params`.
+
+    Raises UsageError where the expression is not one of a single real variable in the functions known, NotLipschitz with
+    the reason where its structure cannot be proved. Jumps and undefined stretches become joints, which refuse the
+    intervals that touch them.
+    """
+    try:
+        prepared = prepare(expression, params)
+        leaves = list(branches(prepared))
+        if all(leaf.expression is None for leaf in leaves):
+            raise UsageError(f"{expression} has no real values")
+        pieces = tuple(_piece(leaf) for leaf in leaves if leaf.expression is not None)
+        return Shape(pieces=pieces, joints=tuple(_joints(prepared, leaves)))
+    except NotLipschitz as error:
+        raise NotLipschitz(f"{name} is refused: {error}") from None
+    except (UsageError, Unsupported) as error:
+        raise UsageError(f"{name} cannot be derived: {error}") from None
+
+
+def _piece(branch: Branch) -> Piece:
+    f = [branch.expression]
+    for _ in range(3):
+        f.append(sympy.diff(f[-1], X))
+    if _constant(f[1]):
+        f[1:] = [_at_any_point(f[1]), sympy.Integer(0), sympy.Integer(0)]
+    elif _constant(f[2]):
+        f[2:] = [_at_any_point(f[2]), sympy.Integer(0)]
+    return Piece(
+        lower=None if branch.left is None else branch.left.at,
+        upper=None if branch.right is None else branch.right.at,
+        value=_track(f[0], f[1], f[2], branch, slope=False),
+        slope=_track(f[1], f[2], f[3], branch, slope=True),
+    )
+
+
+def _constant(derivative: Any) -> bool:
+    """Whether an expression is constant, proved symbolically."""
+    if not derivative.has(X):
+        return True
+    formula = from_sympy(derivative, X)
+    with ctx.workprec(256):
+        values = [formula.ball(arb(p)) for p in (0.15625, 1.21875, -2.3125, 3.40625)]
+    finite = [v for v in values if v.is_finite()]
+    if any(not v.overlaps(finite[0]) for v in finite[1:]):
+        return False
+    return bool(sympy.simplify(sympy.diff(derivative, X)) == 0)
+
+
+def _at_any_point(e: Any) -> Any:
+    return sympy.simplify(e) if e.has(X) else e
+
+
+def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
+    """q between the cuts of a branch, with the places where its derivative dq may vanish."""
+    affine = _affine(q)
+    if affine is not None and (not slope or not affine.slope):
+        sign = (affine.slope > 0) - (affine.slope < 0)
+        ends = [_line_end(affine, side * sign, slope) for side in (-1, 1)]
+        return Track(
+            formula=affine,
+            left=ends[0] if branch.left is None else None,
+            right=ends[1] if branch.right is None else None,
+        )
+    formula: Formula = affine or from_sympy(q, X)
+    if not dq.has(X) and dq == 0:
+        limit = from_sympy(_at_any_point(q), X)
+        return Track(formula=limit, left=limit, right=limit)
+    smooth = (from_sympy(q, X), from_sympy(dq, X), from_sympy(ddq, X))
+    turns: list[Turn] = []
+    limits: list[Limit] = []
+    window: list[Fraction] = []
+    for end, side in ((branch.left, -1), (branch.right, 1)):
+        if end is not None and regular(smooth, end):
+            window.append(end.at[0] if side < 0 else end.at[1])
+            limits.append(None)
+            continue
+        start, limit, turn = _open_end(q, dq, end, side, slope=slope)
+        window.append(start)
+        limits.append(limit)
+        turns += [] if turn is None else [turn]
+    if window[0] < window[1]:
+        turns += _turns(smooth, window[0], window[1], slope=slope)
+    turns.sort(key=lambda turn: turn.at[0])
+    return Track(formula=formula, turns=tuple(turns), left=limits[0], right=limits[1])
+
+
+def _affine(e: Any) -> Affine | None:
+    if not e.is_polynomial(X):
+        return None
+    p = sympy.Poly(e, X)
+    if p.degree() > 1 or not (p.domain.is_ZZ or p.domain.is_QQ):
+        return None
+    slope, intercept = (Fraction(int(c.p), int(c.q)) for c in (p.coeff_monomial(X), p.coeff_monomial(1)))
+    return Affine(slope=slope, intercept=intercept)
+
+
+def _line_end(line: Affine, direction: int, slope: bool) -> Limit:
+    if direction == 0:
+        return line
+    return "its derivative grows without bound" if slope else direction * math.inf
+
+
+def _open_end(q: Any, dq: Any, end: Cut | None, side: int, *, slope: bool) -> tuple[Fraction, Limit, Turn | None]:
+    """(start, limit, turn) at an infinite or singular end: from `start` on, q is monotone towards its limit, or in `turn`."""
+    where = f"x -> {'-' if side < 0 else ''}inf" if end is None else f"x -> {end}"
+    settled = settle(dq, end, side)
+    limit: Limit = None
+    bounds: arb | None = None
+    grows = 0
+    first = 0 if settled is None else settled[1].numerator.bit_length() - 1
+    for exponent in range(first if settled else _FAR, 41):
+        t = Fraction(2) ** exponent
+        try:
+            known = approach(q, end, side, t)
+        except Undecided:
+            continue
+        except Unsupported:
+            break
+        if known.growth > 0 and not known.sign:
+            continue
+        grows = known.sign if known.growth > 0 else 0
+        bounds = known.bounds
+        limit = None if known.limit is None else from_sympy(sympy.simplify(known.limit), X)
+        break
+    if grows:
+        limit = f"its derivative grows without bound as {where}" if slope else grows * math.inf
+    if settled is not None and (limit is not None or bounds is None):
+        start = settled[0]
+        if limit is not None:
+            return start, limit, None
+        if not slope:
+            # Monotone, with a limit that is not known: at worst it is infinite.
+            return start, settled[2] * side * math.inf, None
+    start = settled[0] if settled is not None else place(end, side, Fraction(2) ** _FAR)
+    if bounds is not None and settled is None:
+        start = place(end, side, t)
+    far: Fraction | float = side * math.inf if end is None else end.at[1 if side > 0 else 0]
+    at: Place = (start, far) if side > 0 else (far, start)
+    if isinstance(limit, str):
+        return start, limit, None
+    return start, limit, Turn(at=at, bounds=_EVERYTHING if bounds is None else outward(bounds))
+
+
+def _turns(smooth: tuple[Any, Any, Any], lower: Fraction, upper: Fraction, *, slope: bool) -> list[Turn]:
+    """The places in a bounded window where the derivative of a smooth function may vanish."""
+    q, dq, ddq = smooth
+    try:
+        cells = zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper))
+    except Unresolved as error:
+        if not slope:
+            return [Turn(at=(lower, upper), bounds=_EVERYTHING)]
+        raise NotLipschitz(f"its derivative could not be bounded near x = {float(error.at):.6g} ({error})") from None
+    turns = []
+    for cell in cells:
+        tiny = cell[1] - cell[0] <= _SIGNIFICANT * max(1, abs(cell[0]))
+        turns.append(Turn(at=cell, bounds=None if tiny else outward(variation(q, dq, cell))))
+    return turns
+
+
+def _magnitude(q: Formula, lower: Fraction, upper: Fraction) -> arb:
+    """The size of a function on an interval, from samples: the yardstick for what is flat."""
+    size = arb(0)
+    with ctx.workprec(128):
+        for k in range(1, 16):
+            value = abs(q.ball(rational(lower + (upper - lower) * k / 16)))
+            if value.is_finite() and value.upper() > size:
+                size = value.upper()
+    return size
+
+
+def _joints(prepared: Any, leaves: list[Branch]) -> list[Joint]:
+    """What separates the branches: jumps, poles, and stretches without a value."""
+    joints = []
+    for leaf in leaves:
+        if leaf.expression is None:
+            low: Fraction | float = -math.inf if leaf.left is None else leaf.left.at[0]
+            high: Fraction | float = math.inf if leaf.right is None else leaf.right.at[1]
+            text = f"it is not defined between {float(low):g} and {float(high):g}"
+            if leaf.left is None or leaf.right is None:
+                text = f"it is not defined for x {f'< {float(high):g}' if leaf.left is None else f'> {float(low):g}'}"
+            joints.append(Joint(at=(low, high), gap=True, refusal=text))
+    for before, after in zip(leaves, leaves[1:], strict=False):
+        cut = before.right
+        if before.expression is not None and after.expression is not None and cut is not None:
+            refusal, value = _jump(prepared, before.expression, after.expression, cut)
+            if refusal:
+                joints.append(Joint(at=cut.at, refusal=refusal, value=value))
+    return joints
+
+
+def _jump(prepared: Any, before: Any, after: Any, cut: Cut) -> tuple[str, Fraction | None]:
+    """(why an activation is not continuous at a cut, its value there where it is rational); ("", None) if it is."""
+    if cut.exact is None:
+        smooth = regular((from_sympy(before, X), from_sympy(after, X)), cut)
+        return ("", None) if cut.seamless and smooth else (f"its continuity near {cut} could not be proved", None)
+    limits = [_one_sided(before, cut, 1), _one_sided(after, cut, -1)]
+    if any(isinstance(limit, str) for limit in limits):
+        return next(limit for limit in limits if isinstance(limit, str)), None
+    value = sympy.simplify(prepared.subs(X, cut.exact))
+    own = Fraction(int(value.p), int(value.q)) if value.is_Rational else None
+    try:
+        if number_sign(limits[1] - limits[0]) != 0:
+            return f"it jumps by {float(limits[1] - limits[0]):g} at {cut}", own
+        if value.is_real and value.is_finite and number_sign(value - limits[0]) != 0:
+            return f"its value at {cut} is not its limit there", own
+    except Unsupported:
+        return f"its continuity at {cut} could not be proved", None
+    return "", None
+
+
+def _one_sided(e: Any, cut: Cut, side: int) -> Any:
+    """The limit of a branch at a cut as an exact number, or the reason why there is none."""
+    if regular((from_sympy(e, X),), cut):
+        return sympy.simplify(e.subs(X, cut.exact))
+    for exponent in range(41):
+        try:
+            known = approach(e, cut, side, Fraction(2) ** exponent)
+        except Undecided:
+            continue
+        except Unsupported as error:
+            return f"its limit at {cut} could not be determined ({error})"
+        if known.growth > 0:
+            return f"it is unbounded near {cut}"
+        if known.limit is not None:
+            return known.limit
+        return f"it has no limit at {cut}"
+    return f"its limit at {cut} could not be determined"

@@ -1,0 +1,141 @@
+"""`lipmodel solve`: a proved bracket for the Lipschitz constant of a network."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from lipmodel.cli.common import (
+    add_command,
+    add_formulation,
+    add_network,
+    add_problem,
+    check_destination,
+    key_values,
+    network_path,
+    plain_value,
+    question,
+    stdout_for_the_answer,
+)
+
+_EXAMPLES = """\
+  lipmodel solve net.onnx
+  lipmodel solve net.onnx -f geolip --norm inf:2 --save result.json
+  lipmodel solve net.onnx -f lipsdp-neuron -b clarabel --outputs margin:3 --time-limit 60
+  lipmodel solve net.onnx -f ./mine.py:MyFormulation -o order=2 --json > result.json
+
+The answer is the last line on stdout:  LOWER ≤ L(P→Q) ≤ UPPER   assurance, formulation, backend, seconds.
+Both ends are proved; a number that is not proved never stands beside a ≤. Progress goes to stderr."""
+
+
+def add(commands: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        commands,
+        "solve",
+        help="a proved bracket for the Lipschitz constant",
+        description="Compute a proved upper bound and a witnessed lower bound of the Lipschitz constant of a network.",
+        examples=_EXAMPLES,
+    )
+    add_network(parser)
+    add_formulation(
+        parser,
+        required=False,
+        help="the formulation that gives the bound, by name or from your own file (default: one is chosen by norm and "
+        "size, and named)",
+    )
+    add_problem(parser)
+    solver = parser.add_argument_group("the solver")
+    solver.add_argument(
+        "-b",
+        "--backend",
+        metavar="BACKEND",
+        help="the solver (default: the first that takes the model, see `lipmodel backends`)",
+    )
+    solver.add_argument(
+        "--backend-option",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="a setting that is passed to the solver as it is (repeatable)",
+    )
+    solver.add_argument(
+        "--tol", type=float, default=1e-6, metavar="TOL", help="relative tolerance on the bound (default: 1e-6)"
+    )
+    solver.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="S",
+        help="seconds for everything; the best that is proved by then is the answer (default: no limit)",
+    )
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument(
+        "--assurance",
+        choices=("proved", "model"),
+        default="proved",
+        help="proved (default): derived from the ONNX file alone; model: may also use inequalities that the "
+        "formulation states by itself, which the certificate then lists as assumptions",
+    )
+    answer.add_argument(
+        "--save", metavar="R.json", help="write the result with its certificate to a file, for `lipmodel verify`"
+    )
+    answer.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
+    loudness = answer.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress and no messages on stderr, errors excepted"
+    )
+    loudness.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="messages and the solver's own log on stderr, also where it is not a terminal; the traceback of an "
+        "unexpected error",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Solve and print the answer. Raises what `pipeline.solve` raises, NothingProved, UsageError."""
+    import json
+
+    from lipmodel.errors import NothingProved, UsageError
+    from lipmodel.report.progress import Reporter, choose_mode
+
+    path = network_path(args.network)
+    if args.save is not None:
+        check_destination(args.save, "--save")
+    asked = question(args)
+    settings = {k: plain_value(v) for k, v in key_values(args.backend_option, "--backend-option").items()}
+    mode = choose_mode(quiet=args.quiet, verbose=args.verbose)
+    with Reporter(mode) as reporter, stdout_for_the_answer():
+        from lipmodel import pipeline
+
+        result = pipeline.solve(
+            path,
+            args.formulation,
+            **asked,
+            backend=args.backend,
+            tol=args.tol,
+            time_limit=args.time_limit,
+            backend_options=settings,
+            assurance=args.assurance,
+            report=reporter.say,
+            progress=reporter.progress,
+            verbose=args.verbose,
+        )
+    if mode == "silent" and result.reason and not (args.quiet or args.json):
+        # a choice made for the user is announced, also where progress is not shown
+        print(result.reason, file=sys.stderr, flush=True)
+    unsaved: UsageError | None = None
+    if args.save is not None:
+        try:
+            result.save(args.save)
+        except UsageError as error:
+            unsaved = error
+    print(json.dumps(result.to_json(), indent=1, allow_nan=False) if args.json else result.sentence())
+    if unsaved is not None:
+        raise unsaved
+    if result.assurance not in ("proved", args.assurance):
+        raise NothingProved(f"no bound could be proved at the requested assurance, {args.assurance!r}")
+    return 0

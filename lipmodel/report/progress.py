@@ -1,0 +1,109 @@
+"""Progress of a solve on stderr: a live line on a terminal, plain lines when asked for elsewhere, or nothing.
+
+What a solver reports on its way is not proved, and is never shown with the sign of a bound.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from lipmodel.report.tables import printable
+
+if TYPE_CHECKING:
+    from lipmodel.backends.base import Progress
+
+Mode = Literal["live", "plain", "silent"]
+
+PERIOD = 2.0
+"""Seconds between two plain lines of a solver's progress."""
+_MEMBER = re.compile(r"\d+/\d+ ")
+"""How the lines begin that count the members of a family: they replace each other in the live line."""
+
+
+def choose_mode(*, quiet: bool, verbose: bool) -> Mode:
+    """live on a terminal, silent elsewhere; -v gives plain lines (a solver's own log goes between them), -q nothing."""
+    if quiet:
+        return "silent"
+    if verbose:
+        return "plain"
+    if not sys.stderr.isatty():
+        return "silent"
+    from rich.console import Console
+
+    return "plain" if Console(stderr=True).is_dumb_terminal else "live"
+
+
+class Reporter:
+    """Receives the messages and the progress of one solve; a context manager, left before the answer is printed."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self._started = time.monotonic()
+        self._printed = -math.inf
+        self._member = ""
+        self._state = "reading the network"
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        if self.mode == "live":
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True, highlight=False),
+                get_renderable=self._renderable,
+                refresh_per_second=8,
+                transient=True,
+            )
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.__exit__(kind, error, trace)
+
+    def say(self, line: str) -> None:
+        """One message, such as why a formulation was chosen."""
+        text = printable(line)
+        if self._live is not None:
+            if _MEMBER.match(text):
+                self._member = text
+            else:
+                from rich.text import Text
+
+                self._live.console.print(Text(text))
+            self._state = "working"
+        elif self.mode == "plain":
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, state: Progress) -> None:
+        """The state of a solver's iteration."""
+        self._state = progress_line(state)
+        now = time.monotonic()
+        if self.mode == "plain" and now - self._printed >= PERIOD:
+            self._printed = now
+            print(f"{self._state}, {now - self._started:.1f} s", file=sys.stderr, flush=True)
+
+    def _renderable(self) -> Any:
+        from rich.text import Text
+
+        parts = [self._member, self._state, f"{time.monotonic() - self._started:.1f} s"]
+        return Text("  " + " · ".join(p for p in parts if p), overflow="ellipsis", no_wrap=True)
+
+
+def progress_line(state: Progress) -> str:
+    """One line of a solver's progress: its objective, which proves nothing yet, its lower estimate and the gap."""
+    parts = [f"iteration {state.iteration}", f"objective {state.objective:.6g} (not proved yet)"]
+    if math.isfinite(state.lower):
+        parts.append(f"lower estimate {state.lower:.6g}")
+        if math.isfinite(state.objective) and state.objective > 0.0:
+            parts.append(f"gap {max(0.0, (state.objective - state.lower) / state.objective):.1e}")
+    return ", ".join(parts)
