@@ -17,7 +17,9 @@ class GeoLIP(lm.Formulation):
     def build(self, system: lm.IncrementSystem, spec: lm.Spec) -> lm.Model:
         m = lm.Model(self.name)
         dual = m.signal("dual", system.output.size)  # unit ball of the dual output norm
-        ball_in, price_in = m.ball(system.input, spec.input_norm)  # sum kappa_i x_i^2, price half the sum (inf), half kappa (2)
+        ball_in, price_in = m.ball(
+            system.input, spec.input_norm
+        )  # sum kappa_i x_i^2, price half the sum (inf), half kappa (2)
         ball_out, price_out = m.ball(dual, lm.dual(spec.output_norm))
         form = ball_in + ball_out - 2 * lm.inner(dual, system.output)
         for act in system.activations:

@@ -71,7 +71,7 @@ def scaled_blocks(system: Any) -> Blocks:
 
 
 def _size(a: Array) -> float:
-    """A cheap estimate of the spectral norm: ten power steps, at least the largest column."""
+    """A cheap estimate of the spectral norm, from below: ten power steps from the largest row."""
     if a.size == 0 or not np.any(a):
         return 0.0
     top = float(np.max(np.abs(a)))
@@ -126,7 +126,7 @@ def choose_s(gram: Array, rule: str, c: float) -> Array:
     """The diagonal of S for one layer with Gram matrix G = H Y H'; 2 S - G is positive definite for 0 < c < 2."""
     n = gram.shape[0]
     row_sums = np.sum(np.abs(gram), axis=1)
-    floor = max(float(row_sums.max(initial=0.0)), 1e-300) * 1e-9
+    floor = 1e-9 * float(row_sums.max(initial=0.0)) or 1e-12  # (a layer that nothing reaches)
     if rule == "gershgorin":
         return np.asarray(np.maximum(row_sums, floor) / c)
     if rule == "spectral":
@@ -139,7 +139,8 @@ def choose_s(gram: Array, rule: str, c: float) -> Array:
 def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[Array, ...] | None:
     """Multipliers t of a closed form: the covariance recursion from Y_0 = diag(start), None where it breaks down.
 
-    start: shape (n0,); ones for the l2 ball, 1/n0 for the l_inf ball. The invariant is u u' << Y for every increment.
+    start: shape (n0,), positive: 1/kappa for the input ball sum kappa_i x_i^2 <= 1; a common factor changes nothing.
+    The invariant is u u' << Y for the increments of every tensor u that inputs of this ball give.
     """
     live: list[int] = [0]
     last_use = [0] * len(blocks.sizes)
@@ -176,9 +177,7 @@ def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tu
             cov, live = cov[np.ix_(index, index)], keep
         if not np.all(np.isfinite(cov)):
             return None
-    return tuple(
-        1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True)
-    )
+    return tuple(1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True))
 
 
 def _index_of(live: Sequence[int], keep: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -245,7 +244,7 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float) -> 
             for p, i in enumerate(neighbours):
                 for j in neighbours[: p + 1]:
                     add(i, j, pre[i].T @ (curve[:, None] * pre[j]))
-        column = {j: block for j, block in rows[k].items()}
+        column = dict(rows[k])
         column.update({i: rows[i].pop(k).T for i in range(k + 1, dual + 1) if k in rows[i]})
         solved = {j: sla.solve_triangular(chol, block, lower=True, check_finite=False) for j, block in column.items()}
         keys = sorted(solved)
@@ -282,10 +281,25 @@ def _raised(gram: Array, t: Array | None, margin: float) -> Array:
     return t * (level / (1.0 - margin)) * (1.0 + 1e-14) if level > 1.0 - margin else t
 
 
+def path_weights(blocks: Blocks) -> Array:
+    """Per input, the sum over all paths to the outputs of the moduli of weights and slopes; largest one, least 1e-9."""
+    sums = {j: np.sum(np.abs(m), axis=0) for j, m in blocks.output.items()}
+    for k in range(len(blocks.pre), 0, -1):
+        if k in sums:
+            above = sums.pop(k) * np.maximum(np.abs(blocks.alpha[k - 1]), np.abs(blocks.beta[k - 1]))
+            for j, m in blocks.pre[k - 1].items():
+                sums[j] = sums.get(j, 0.0) + above @ np.abs(m)
+    weights = np.asarray(sums.get(0, np.zeros(blocks.sizes[0])))
+    top = float(weights.max(initial=0.0))
+    return np.maximum(weights / top, 1e-9) if 0.0 < top < np.inf else np.ones(blocks.sizes[0])
+
+
 def closed_forms(blocks: Blocks, input_norm: str) -> Iterator[tuple[str, tuple[Array, ...]]]:
-    """The multipliers of the closed forms, best first, each named by its rule."""
-    n0 = blocks.sizes[0]
-    start = np.ones(n0) if input_norm == "2" else np.full(n0, 1.0 / max(n0, 1))
+    """The multipliers of the closed forms, best first, each named by its rule.
+
+    The l2 ball has equal weights kappa; for the l_inf ball, where they are free, the path weights are a good guess.
+    """
+    start = np.ones(blocks.sizes[0]) if input_norm == "2" else 1.0 / path_weights(blocks)
     for rule, c in RULES:
         t = forward_multipliers(blocks, rule, c, start)
         if t is not None and all(np.all(np.isfinite(x)) and np.all(x > 0) for x in t):

@@ -119,7 +119,9 @@ def _from_file(name: str) -> type[Formulation]:
         raise UsageError(f"{path}: say which class, as {path}:CLASS; it defines {', '.join(found) or 'no formulation'}")
     if attribute not in found:
         listed = ", ".join(found) or "none"
-        raise UsageError(f"{path}: no formulation class {attribute!r} (a subclass of lm.Formulation); it defines: {listed}")
+        raise UsageError(
+            f"{path}: no formulation class {attribute!r} (a subclass of lm.Formulation); it defines: {listed}"
+        )
     return found[attribute]
 
 
@@ -127,14 +129,16 @@ def formulation(value: Any, options: Mapping[str, Any] | None = None) -> Formula
     """An instance from a name, `FILE.py:CLASS`, a class or an instance, with options. Raises UsageError."""
     if isinstance(value, Formulation):
         if options:
-            return dataclasses.replace(value, **_checked(type(value), options))
+            return type(value)(**{**value.options(), **_checked(type(value), options)})
         return value
     cls = value if isinstance(value, type) and issubclass(value, Formulation) else formulation_class(str(value))
     if not cls.norms:
         raise UsageError(f"the formulation {cls.__name__} declares no norms: set norms = {{('2', '2')}} or others")
     bad = [pair for pair in cls.norms if not _is_pair(pair)]
     if bad:
-        raise UsageError(f"the formulation {cls.__name__} declares the norm pair {bad[0]!r}: write pairs such as ('2', '2') with 1, 2, inf")
+        raise UsageError(
+            f"the formulation {cls.__name__} declares the norm pair {bad[0]!r}: write pairs such as ('2', '2') with 1, 2, inf"
+        )
     return cls(**_checked(cls, options or {}))
 
 
@@ -160,7 +164,16 @@ def _converted(cls: type[Formulation], name: str, value: Any, default: Any) -> A
         return value
     try:
         if isinstance(default, bool):
-            table = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+            table = {
+                "true": True,
+                "yes": True,
+                "1": True,
+                "on": True,
+                "false": False,
+                "no": False,
+                "0": False,
+                "off": False,
+            }
             return table[value.strip().lower()]
         return type(default)(value)
     except (KeyError, ValueError, TypeError):

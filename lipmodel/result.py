@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lipmodel.backends.base import Termination
 from lipmodel.errors import UsageError
 from lipmodel.spec import Spec
+
+if TYPE_CHECKING:
+    from lipmodel.network.graph import Network
 
 SCHEMA = "lipmodel/result/1"
 Assurance = Literal["proved", "model", "numeric", "none"]
@@ -152,7 +155,9 @@ class Result:
             per_output=None
             if per is None
             else tuple(
-                OutputBound(output=o["output"], bound=_float(o["bound"], math.inf), lower_bound=_optional(o["lower_bound"]))
+                OutputBound(
+                    output=o["output"], bound=_float(o["bound"], math.inf), lower_bound=_optional(o["lower_bound"])
+                )
                 for o in per
             ),
             timings=Timings.from_json(data["timings"]),
@@ -175,6 +180,21 @@ class Result:
             return f"{lower}{subject} ≤ {rounded(self.bound, up=True)}   " + ", ".join([self.assurance, *how])
         claim = f"; the solver's unproved claim is {self.claim:.6g}" if self.claim is not None else ""
         return f"{lower}{subject}   no bound proved{claim}   " + ", ".join(how)
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """What a result says about its network."""
+    from lipmodel.network.ops import Elementwise
+
+    ops = [data["op"] for _, data in network.graph.nodes(data=True)]
+    return {
+        "path": network.source.path,
+        "sha256": network.source.sha256,
+        "inputs": network.input_size,
+        "outputs": network.output_size,
+        "activations": sum(op.size for op in ops if isinstance(op, Elementwise)),
+        "parameters": network.source.parameters,
+    }
 
 
 def rounded(value: float, *, up: bool, digits: int = 6) -> str:

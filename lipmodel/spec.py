@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lipmodel.errors import UsageError
 
@@ -17,7 +17,7 @@ def as_norm(value: Any) -> Norm:
     text = {"infinity": "inf", "oo": "inf", "1.0": "1", "2.0": "2"}.get(text.removeprefix("l"), text.removeprefix("l"))
     if text not in NORMS:
         raise UsageError(f"unknown norm {value!r}: the norms are 1, 2 and inf")
-    return cast(Norm, text)
+    return text
 
 
 def norm_pair(value: Any) -> tuple[Norm, Norm]:
@@ -29,7 +29,9 @@ def norm_pair(value: Any) -> tuple[Norm, Norm]:
     if len(parts) == 1:
         parts = [parts[0], parts[0]]
     if len(parts) != 2:
-        raise UsageError(f"unknown norm pair {value!r}: write P or P:Q with P, Q among 1, 2, inf (for example 2 or inf:2)")
+        raise UsageError(
+            f"unknown norm pair {value!r}: write P or P:Q with P, Q among 1, 2, inf (for example 2 or inf:2)"
+        )
     return as_norm(parts[0]), as_norm(parts[1])
 
 
@@ -68,7 +70,9 @@ class Outputs:
         """Raises UsageError unless the choice makes sense for `size` outputs."""
         wrong = [i for i in self.indices if not 0 <= i < size]
         if wrong:
-            raise UsageError(f"--outputs {self}: the network has outputs 0 to {size - 1}, and {wrong[0]} is not one of them")
+            raise UsageError(
+                f"--outputs {self}: the network has outputs 0 to {size - 1}, and {wrong[0]} is not one of them"
+            )
         if len(set(self.indices)) != len(self.indices):
             raise UsageError(f"--outputs {self}: an output is named twice")
         if self.kind == "margin" and size < 2:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from lipmodel.certify import rigor
 from lipmodel.certify.lmi import BlockSymmetric, FloatSystem, Multipliers, contraction, elimination_order
 from lipmodel.certify.rigor import proves_lmi, proves_positive_semidefinite, spectral_norm_upper
 from lipmodel.ranges.enclosure import MatrixEnclosure
@@ -214,6 +215,87 @@ def test_a_cholesky_factor_full_of_nan_proves_nothing():
     assert not proved(np.diag([1.0, 2.0, math.nan]))
 
 
+def star(center, leaves, *, first: bool, extra=0):
+    """A row of ones around a small diagonal entry: indefinite, though every other row is diagonally dominant."""
+    n = leaves + 1 + extra
+    m = 1.01 * np.eye(n) + 0.001 * (np.ones((n, n)) - np.eye(n))
+    hub = 0 if first else n - 1
+    m[hub, :] = m[:, hub] = 1.0 / leaves
+    m[hub, hub] = center
+    return m
+
+
+@pytest.fixture(params=["tiny", "projected", "perturbed", "unshifted", "nan"])
+def false_factor(request, monkeypatch):
+    """A factorization that never fails and is wrong in some way."""
+    genuine = rigor.lapack.dpotrf
+
+    def false(a, **options):
+        n = len(a)
+        if request.param == "tiny":
+            return 1e-6 * np.eye(n), 0
+        if request.param == "nan":
+            return np.full((n, n), math.nan), 0
+        values, vectors = np.linalg.eigh(np.tril(a) + np.tril(a, -1).T)
+        lifted = (vectors * np.maximum(values, 1e-9)) @ vectors.T + (1e-12 if request.param == "unshifted" else 0) * a
+        factor, info = genuine(lifted, **options)
+        return (factor * (1.001 if request.param == "perturbed" else 1.0), 0) if info == 0 else (np.eye(n), 0)
+
+    monkeypatch.setattr(rigor.lapack, "dpotrf", false)
+    return request.param
+
+
+def test_no_factor_however_wrong_proves_an_indefinite_matrix(false_factor):
+    rng = np.random.default_rng(11)
+    for first in (True, False):
+        for leaves in (2, 5):
+            m = star(0.3 / leaves, leaves, first=first, extra=2)
+            assert not is_psd(m.tolist())
+            for cuts in ((), (2,), (leaves,), (1, 3)):
+                assert not proved(m, cuts)
+    for _ in range(60):
+        n = int(rng.integers(2, 8))
+        m = random_psd(rng, n, n)
+        m = m - (scaled_gap(m) + 10.0 ** rng.uniform(-8, -1)) * np.diag(np.diagonal(m))
+        assert not proved(m, (n // 2,))
+        assert not proved(m)
+    uncertain = np.eye(4) + 1e-3 * (np.ones((4, 4)) - np.eye(4))
+    radius = 0.6 * (np.ones((4, 4)) - np.eye(4))
+    for cuts in ((), (2,)):
+        assert not proved(uncertain, cuts, radius)
+
+
+def test_rounding_of_the_residual_is_part_of_the_proof(monkeypatch):
+    """A factor of P itself, not of the shifted P, leaves no residual: only the error terms are left to refuse it."""
+    rng = np.random.default_rng(12)
+    genuine = rigor.lapack.dpotrf
+    tried = 0
+    for _ in range(300):
+        n = int(rng.integers(4, 11))
+        b = rng.standard_normal((n, n - 1))
+        m = b @ b.T
+        m = np.tril(m) + np.tril(m, -1).T
+        scale = np.ldexp(1.0, -(np.frexp(np.diagonal(m))[1] // 2))
+        m = scale[:, None] * m * scale
+        factor, info = genuine(m, lower=1, clean=1)
+        if info != 0 or is_psd(m.tolist()):
+            continue
+        tried += 1
+        monkeypatch.setattr(rigor.lapack, "dpotrf", lambda a, factor=factor, **options: (factor, 0))
+        assert not proved(m)
+    assert tried > 10
+
+
+def test_only_the_lower_triangle_of_a_diagonal_block_counts():
+    good = np.array([[1.0, 99.0], [0.5, 1.0]])
+    bad = np.array([[1.0, 0.5], [99.0, 1.0]])
+    assert proved(good)
+    assert not proved(bad)
+    tall = np.array([[0.0, 0.9], [0.1, 0.0]])
+    assert proved(np.eye(2), (), tall)
+    assert not proved(np.eye(2), (), 12 * tall)
+
+
 def test_malformed_blocks_are_refused_not_raised():
     eye = MatrixEnclosure(center=np.eye(2))
     assert not proves_positive_semidefinite(BlockSymmetric(sizes=(3,), blocks={(0, 0): eye}))
@@ -332,6 +414,17 @@ def test_spectral_norm_of_sparse_matrices_agrees_with_dense():
         assert dense is not None
         assert sparse == pytest.approx(dense, rel=1e-12)
         assert sparse >= np.linalg.norm(s.toarray(), 2) * (1 - 1e-14)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_small_terms_lost_in_a_long_sum_are_covered(sparse):
+    count = 100_000
+    row = np.full((1, count + 1), 2.0**-27)
+    row[0, 0] = 1.0
+    bound = spectral_norm_upper(MatrixEnclosure(center=sp.csr_array(row) if sparse else row))
+    assert bound is not None
+    assert Fraction(bound) ** 2 >= 1 + Fraction(count, 2**54)
+    assert bound < 1.0 + 1e-10
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cmp_to_key
 from typing import Any
 
 import sympy
@@ -22,6 +23,9 @@ from lipmodel.activations.balls import rational
 from lipmodel.activations.formula import evaluate_ball
 
 _PRECISION = 256
+_KEPT = 12
+"""Sums inside Taylor expansions keep this many terms exactly and unite the smaller ones with a remainder."""
+_LARGEST = 400
 
 
 class Undecided(Exception):  # noqa: N818 - neither an error nor a failure
@@ -301,9 +305,19 @@ class _Expansion:
         last = evaluate_ball(sympy.sstr(derivative.xreplace({z: sympy.Symbol("z", real=True)})), {"z": range_})
         theta = self.remainder(last / arb(int(sympy.factorial(self.order + 1))))
         result = _Quotient({ONE: theta}, _UNIT)
+        rest = self.shortened(rest)
         for coefficient in reversed(coefficients):
-            result = _add(_multiply(result, rest), _number(coefficient))
+            result = self.shortened(_add(_multiply(result, rest), _number(coefficient)))
         return result
+
+    def shortened(self, q: _Quotient) -> _Quotient:
+        """The same function with its smallest terms united, each of their coefficients being bounded, where it is long."""
+        if len(q.above) <= _KEPT or q.below != _UNIT:
+            return q
+        order = sorted(q.above, key=cmp_to_key(lambda s, t: (t * s ** Fraction(-1)).growth()))
+        kept = {scale: q.above[scale] for scale in order[:_KEPT]}
+        scale, total, _ = self._dominant({s: q.above[s] for s in order[_KEPT:]})
+        return _add(_Quotient(kept, _UNIT), _term(scale, self.remainder(total)))
 
     def exponential(self, u: Any) -> _Quotient:
         q = self.expand(u)
@@ -357,9 +371,7 @@ class _Expansion:
         positive = self.leading(q)[1]
         if positive.contains(0):
             raise Undecided
-        inverse = self.taylor(
-            sympy.atan, sympy.Dummy("z", real=True), sympy.Integer(0), self._whole_power(q, -1)
-        )
+        inverse = self.taylor(sympy.atan, sympy.Dummy("z", real=True), sympy.Integer(0), self._whole_power(q, -1))
         side = sympy.pi / 2 if positive > 0 else -sympy.pi / 2
         return _add(_number(side), _multiply(inverse, _number(sympy.Integer(-1))))
 
@@ -395,6 +407,8 @@ def _collected(pairs: Any) -> Terms:
 
 
 def _product(a: Terms, b: Terms) -> Terms:
+    if len(a) * len(b) > _LARGEST:
+        raise Unsupported("an expansion of too many terms")
     return _collected((s * t, c * d) for s, c in a.items() for t, d in b.items())
 
 

@@ -31,12 +31,27 @@ def outward(x: arb) -> tuple[float, float]:
     """The tightest doubles around a ball, (-inf, inf) for one that is not finite."""
     if not x.is_finite():
         return (-math.inf, math.inf)
-    if x.is_exact():
-        mantissa, exponent = (int(v) for v in x.man_exp())
-        return (_down(mantissa, exponent), 0.0 - _down(-mantissa, exponent))
+    ends = rational_ends(x)
+    if ends is not None:
+        return (float_down(ends[0]), float_up(ends[1]))
     low = [int(v) for v in x.lower().man_exp()]
     high = [int(v) for v in x.upper().man_exp()]
     return (_down(low[0], low[1]), 0.0 - _down(-high[0], high[1]))
+
+
+def rational_ends(x: arb) -> tuple[Fraction, Fraction] | None:
+    """The exact ends of a finite ball, whatever the working precision; None where they are too long to write down."""
+    parts = []
+    for part in (x.mid(), x.rad()):
+        mantissa, exponent = part.man_exp()
+        if abs(int(exponent)) > 1 << 16:
+            return None
+        parts.append(_dyadic(int(mantissa), int(exponent)))
+    return (parts[0] - parts[1], parts[0] + parts[1])
+
+
+def _dyadic(mantissa: int, exponent: int) -> Fraction:
+    return Fraction(mantissa << exponent) if exponent >= 0 else Fraction(mantissa, 1 << -exponent)
 
 
 def _down(mantissa: int, exponent: int) -> float:
@@ -49,7 +64,7 @@ def _down(mantissa: int, exponent: int) -> float:
         return math.nextafter(math.inf, 0.0) if mantissa > 0 else -math.inf
     if magnitude < -1080:
         return 0.0 if mantissa > 0 else -math.ulp(0.0)
-    return float_down(Fraction(mantissa) * Fraction(2) ** exponent)
+    return float_down(_dyadic(mantissa, exponent))
 
 
 def float_down(value: Fraction) -> float:
@@ -64,14 +79,3 @@ def float_down(value: Fraction) -> float:
 def float_up(value: Fraction) -> float:
     """The smallest double (or inf) not below a rational."""
     return 0.0 - float_down(-value)  # 0.0 -, so that zero has the positive sign
-
-
-def lower_rational(x: arb) -> Fraction:
-    """A rational not above a finite ball."""
-    mantissa, exponent = x.lower().man_exp()
-    return Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
-
-
-def upper_rational(x: arb) -> Fraction:
-    """A rational not below a finite ball."""
-    return -lower_rational(-x)

@@ -16,7 +16,7 @@ import sympy
 from flint import arb, ctx
 
 from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail
-from lipmodel.activations.balls import ball, lower_rational, rational, upper_rational
+from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Expression, from_sympy
 from lipmodel.activations.signs import Cell, Unresolved, zero_cells
 from lipmodel.errors import NotLipschitz, UsageError
@@ -25,6 +25,15 @@ X = sympy.Symbol("x", real=True)
 _T = sympy.Symbol("t", positive=True)
 _EPSILON = sympy.Rational(1, 2**140)
 _SWITCHES = (sympy.Abs, sympy.sign, sympy.Heaviside, sympy.Max, sympy.Min, sympy.Piecewise)
+_QUOTIENTS = {
+    sympy.tan: lambda u: sympy.sin(u) / sympy.cos(u),
+    sympy.cot: lambda u: sympy.cos(u) / sympy.sin(u),
+    sympy.sec: lambda u: 1 / sympy.cos(u),
+    sympy.csc: lambda u: 1 / sympy.sin(u),
+    sympy.sech: lambda u: 1 / sympy.cosh(u),
+    sympy.csch: lambda u: 1 / sympy.sinh(u),
+    sympy.coth: lambda u: sympy.cosh(u) / sympy.sinh(u),
+}
 _STEPS = (sympy.floor, sympy.ceiling, sympy.frac, sympy.Mod)
 
 
@@ -64,15 +73,17 @@ def prepare(expression: Any, params: Mapping[str, float]) -> Any:
         lambda p: p.is_Pow and not isinstance(p, sympy.exp) and not p.exp.is_Rational,
         lambda p: sympy.exp(p.exp * sympy.log(p.base), evaluate=True),
     )
-    for function in (sympy.tan, sympy.cot, sympy.sec, sympy.csc):
-        e = e.replace(function, lambda u, f=function: f(u).rewrite(sympy.sin).rewrite(sympy.cos))
+    for function, quotient in _QUOTIENTS.items():
+        e = e.replace(function, quotient)
     for step in _STEPS:
         if e.has(step):
             raise NotLipschitz(f"it contains {step.__name__}, which jumps at infinitely many points")
     return e
 
 
-def branches(e: Any, left: Cut | None = None, right: Cut | None = None, passed: frozenset[Any] = frozenset()) -> Iterator[Branch]:
+def branches(
+    e: Any, left: Cut | None = None, right: Cut | None = None, passed: frozenset[Any] = frozenset()
+) -> Iterator[Branch]:
     """The smooth branches of an expression in X between two cuts, from left to right."""
     node = _switch(e, passed)
     if node is None:
@@ -196,7 +207,9 @@ def zeros(function: Any, left: Cut | None, right: Cut | None, *, seamless: bool)
     try:
         cells = _numerical_zeros(function, left, right)
     except (Unresolved, Unsupported, UsageError) as error:
-        raise NotLipschitz(f"it switches where {function} = 0, and these places could not be located: {error}") from None
+        raise NotLipschitz(
+            f"it switches where {function} = 0, and these places could not be located: {error}"
+        ) from None
     cuts = []
     for cell in cells:
         exact = sympy.Rational(cell[0].numerator, cell[0].denominator) if cell[0] == cell[1] else None
@@ -227,8 +240,8 @@ def _cut(root: Any, function: Any, seamless: bool) -> Cut:
         at = (Fraction(str(middle - _EPSILON)), Fraction(str(middle + _EPSILON)))
         return Cut(at=at, exact=root, function=function, seamless=seamless)
     with ctx.workprec(256):
-        enclosure = from_sympy(root, X).ball(arb(0))
-    at = (lower_rational(enclosure), upper_rational(enclosure))
+        at = rational_ends(from_sympy(root, X).ball(arb(0)))
+    assert at is not None
     return Cut(at=at, exact=root, function=function, seamless=seamless)
 
 
@@ -311,7 +324,9 @@ def approach(function: Any, end: Cut | None, side: int, t: Fraction, order: int 
     return tail(towards(function, end, side), _T, t, order)
 
 
-def settle(function: Any, end: Cut | None, side: int, inner: Fraction | None = None) -> tuple[Fraction, Fraction, int] | None:
+def settle(
+    function: Any, end: Cut | None, side: int, inner: Fraction | None = None
+) -> tuple[Fraction, Fraction, int] | None:
     """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved.
 
     inner: x must lie beyond this point.
@@ -331,5 +346,3 @@ def settle(function: Any, end: Cut | None, side: int, inner: Fraction | None = N
             if known.sign or known.coefficient == 0:
                 return x, t, known.sign
     return None
-
-

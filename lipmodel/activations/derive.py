@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Undecided, Unsupported, number_sign
+from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_ball, number_sign
 from lipmodel.activations.balls import outward, rational
 from lipmodel.activations.branches import X, Branch, Cut, approach, branches, place, prepare, regular, settle
 from lipmodel.activations.formula import Affine, Formula, from_sympy
 from lipmodel.activations.shapes import Shape
 from lipmodel.activations.signs import Unresolved, variation, zero_cells
 from lipmodel.activations.spec import Joint
-from lipmodel.activations.tracks import Bounds, Limit, Piece, Place, Track, Turn
+from lipmodel.activations.tracks import Bounds, Limit, Piece, Place, Track, Turn, track_range
 from lipmodel.errors import NotLipschitz, UsageError
 
 _EVERYTHING: Bounds = (-math.inf, math.inf)
 _SIGNIFICANT = Fraction(1, 2**120)
-_FAR = 6
-"""2^6: where a tail that oscillates for ever starts to be bounded as a whole."""
+_FAR = 5
+"""2^5: where a tail that oscillates for ever starts to be bounded as a whole."""
 
 
 def derive(expression: Any, params: Mapping[str, float], *, name: str) -> Shape:
@@ -104,19 +105,55 @@ def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
     turns: list[Turn] = []
     limits: list[Limit] = []
     window: list[Fraction] = []
-    for end, side in ((branch.left, -1), (branch.right, 1)):
+    period = _period(q) if branch.left is None or branch.right is None else None
+    for end, other, side in ((branch.left, branch.right, -1), (branch.right, branch.left, 1)):
         if end is not None and regular(smooth, end):
             window.append(end.at[0] if side < 0 else end.at[1])
             limits.append(None)
-            continue
-        start, limit, turn = _open_end(q, dq, end, side, slope=slope)
-        window.append(start)
-        limits.append(limit)
-        turns += [] if turn is None else [turn]
+        elif end is None and period is not None:
+            window.append(side * period if other is None else other.at[1 if side > 0 else 0] + side * (period + 1))
+            limits.append(None)
+        else:
+            start, limit, turn = _open_end(q, dq, end, side, slope=slope)
+            window.append(start)
+            limits.append(limit)
+            turns += [] if turn is None else [turn]
     if window[0] < window[1]:
         turns += _turns(smooth, window[0], window[1], slope=slope)
     turns.sort(key=lambda turn: turn.at[0])
-    return Track(formula=formula, turns=tuple(turns), left=limits[0], right=limits[1])
+    track = Track(formula=formula, turns=tuple(turns), left=limits[0], right=limits[1])
+    return track if period is None else _repeated(track, branch, window)
+
+
+def _period(q: Any) -> int | None:
+    """An integer above a period of q, proved to be one by substitution; None if there is none."""
+    if not q.has(sympy.sin, sympy.cos):
+        return None
+    try:
+        period = sympy.periodicity(q, X)
+    except Exception:  # whatever goes wrong in a search for a period, there is none to use
+        return None
+    if period is None or not period.is_positive:
+        return None
+    if sympy.simplify(sympy.expand_trig(q.subs(X, X + period) - q)) != 0:
+        return None
+    return math.ceil(outward(number_ball(period))[1])
+
+
+def _repeated(track: Track, branch: Branch, window: list[Fraction]) -> Track:
+    """A track whose window holds a whole period: beyond it, its values are those inside."""
+    inside = Piece(
+        lower=None if branch.left is None else branch.left.at,
+        upper=None if branch.right is None else branch.right.at,
+        value=track,
+        slope=track,
+    )
+    low = -math.inf if branch.left is not None else float(window[0])
+    high = math.inf if branch.right is not None else float(window[1])
+    bounds = track_range(track, inside, low, high)
+    left = [] if branch.left is not None else [Turn(at=(-math.inf, window[0]), bounds=bounds)]
+    right = [] if branch.right is not None else [Turn(at=(window[1], math.inf), bounds=bounds)]
+    return replace(track, turns=(*left, *track.turns, *right))
 
 
 def _affine(e: Any) -> Affine | None:
@@ -139,41 +176,53 @@ def _open_end(q: Any, dq: Any, end: Cut | None, side: int, *, slope: bool) -> tu
     """(start, limit, turn) at an infinite or singular end: from `start` on, q is monotone towards its limit, or in `turn`."""
     where = f"x -> {'-' if side < 0 else ''}inf" if end is None else f"x -> {end}"
     settled = settle(dq, end, side)
-    limit: Limit = None
-    bounds: arb | None = None
-    grows = 0
-    first = 0 if settled is None else settled[1].numerator.bit_length() - 1
-    for exponent in range(first if settled else _FAR, 41):
-        t = Fraction(2) ** exponent
+    known, t = _known(q, end, side, Fraction(2) ** _FAR if settled is None else settled[1])
+    far: Fraction | float = side * math.inf if end is None else end.at[1 if side > 0 else 0]
+    if settled is not None:
+        start, limit = settled[0], _limit(known)
+        if limit is None and (known is None or known.bounds is None):
+            # Monotone, but towards what is not known: only intervals that reach the end need that.
+            limit = f"its derivative could not be bounded as {where}" if slope else settled[2] * side * math.inf
+        if limit is not None:
+            return (
+                start,
+                f"its derivative grows without bound as {where}" if slope and limit in _INFINITE else limit,
+                None,
+            )
+    else:
+        start, limit = place(end, side, t), None
+        if known is not None and known.growth > 0 and known.sign and slope:
+            limit = f"its derivative grows without bound as {where}"
+    bounds = None if known is None else known.bounds
+    at: Place = (start, far) if side > 0 else (far, start)
+    return start, limit, Turn(at=at, bounds=_EVERYTHING if bounds is None else outward(bounds))
+
+
+_INFINITE = (math.inf, -math.inf)
+
+
+def _known(q: Any, end: Cut | None, side: int, first: Fraction) -> tuple[Tail | None, Fraction]:
+    """What is proved of q near an end, from the first t (at least the given one) at which anything is; and that t."""
+    t = first
+    while t <= 2**40:
         try:
             known = approach(q, end, side, t)
+            if known.growth <= 0 or known.sign:
+                return known, t
         except Undecided:
-            continue
+            pass
         except Unsupported:
             break
-        if known.growth > 0 and not known.sign:
-            continue
-        grows = known.sign if known.growth > 0 else 0
-        bounds = known.bounds
-        limit = None if known.limit is None else from_sympy(sympy.simplify(known.limit), X)
-        break
-    if grows:
-        limit = f"its derivative grows without bound as {where}" if slope else grows * math.inf
-    if settled is not None and (limit is not None or bounds is None):
-        start = settled[0]
-        if limit is not None:
-            return start, limit, None
-        if not slope:
-            # Monotone, with a limit that is not known: at worst it is infinite.
-            return start, settled[2] * side * math.inf, None
-    start = settled[0] if settled is not None else place(end, side, Fraction(2) ** _FAR)
-    if bounds is not None and settled is None:
-        start = place(end, side, t)
-    far: Fraction | float = side * math.inf if end is None else end.at[1 if side > 0 else 0]
-    at: Place = (start, far) if side > 0 else (far, start)
-    if isinstance(limit, str):
-        return start, limit, None
-    return start, limit, Turn(at=at, bounds=_EVERYTHING if bounds is None else outward(bounds))
+        t *= 2
+    return None, first
+
+
+def _limit(known: Tail | None) -> Limit:
+    if known is None or (known.growth <= 0 and known.limit is None):
+        return None
+    if known.growth > 0:
+        return known.sign * math.inf
+    return from_sympy(sympy.simplify(known.limit), X)
 
 
 def _turns(smooth: tuple[Any, Any, Any], lower: Fraction, upper: Fraction, *, slope: bool) -> list[Turn]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flint import arb
 
-from lipmodel.activations.balls import ball, lower_rational, outward, upper_rational
+from lipmodel.activations.balls import ball, outward, rational_ends
 from lipmodel.activations.formula import Formula
 from lipmodel.activations.tracks import Bounds, Limit, Piece, lattice_values
 from lipmodel.errors import NotLipschitz
@@ -24,7 +24,7 @@ def enclose(activation: Activation, x: arb) -> arb:
     span = outward(x)
     if any(j.gap and j.touches(*span) for j in activation.joints):
         return arb.nan()
-    ends = _ends(x)
+    ends = rational_ends(x)
     if ends is None:
         return _wide(activation, span)
     found = [_on_piece(p, x, ends) for p in activation.pieces if _meets(p, ends)]
@@ -35,18 +35,6 @@ def enclose(activation: Activation, x: arb) -> arb:
     for other in found[1:]:
         result = result.union(other)
     return result if result.is_finite() else _wide(activation, span)
-
-
-def _ends(x: arb) -> tuple[Fraction, Fraction] | None:
-    """The ends of a ball as rationals; None where they are too long to write down."""
-    for part in (x.mid(), x.rad()):
-        if abs(int(part.man_exp()[1])) > 1 << 16:
-            return None
-    if x.is_exact():
-        mantissa, exponent = x.man_exp()
-        value = Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
-        return (value, value)
-    return (lower_rational(x), upper_rational(x))
 
 
 def _meets(piece: Piece, ends: tuple[Fraction, Fraction]) -> bool:

@@ -30,7 +30,9 @@ class Unresolved(Exception):  # noqa: N818 - neither an error nor a failure
         super().__init__(reason)
 
 
-def zero_cells(function: Formula, derivative: Formula, lower: Fraction, upper: Fraction, scale: arb | None) -> list[Cell]:
+def zero_cells(
+    function: Formula, derivative: Formula, lower: Fraction, upper: Fraction, scale: arb | None
+) -> list[Cell]:
     """Cells [a, b], increasing, outside which `function` has no zero in [lower, upper]; a = b where the zero is a.
 
     scale: where given, a cell may also stay wider if |function| * width <= 2^-80 scale on it (an antiderivative then varies
@@ -105,9 +107,12 @@ class _Search:
         """The zero of a function that is strictly monotone on [a, b], by bisection on proved signs."""
         if _sign(self.f(rational(a))) == slope or _sign(self.f(rational(b))) == -slope:
             return
-        while b - a > _WIDTH * max(1, abs(a)):
-            simple = simplest(a, b)
-            for middle in (simple, (a + b) / 2):
+        for step in range(10_000):
+            if b - a <= _WIDTH * max(1, abs(a)):
+                break
+            # A simple rational zero deserves to be found exactly, and is among the first few candidates.
+            candidates = [simplest(a, b)] if step % 16 == 0 and step < 64 else []
+            for middle in (*candidates, (a + b) / 2):
                 sign = _sign(self.f(rational(middle)))
                 if sign == -slope:
                     a = max(a, middle)

@@ -40,7 +40,12 @@ MAX_ORDER = 1500
 
 
 def prove_assuming(
-    model: Model, system: IncrementSystem, member: Member, values: Mapping[Any, Array], multipliers: Multipliers, own: Sequence[Term]
+    model: Model,
+    system: IncrementSystem,
+    member: Member,
+    values: Mapping[Any, Array],
+    multipliers: Multipliers,
+    own: Sequence[Term],
 ) -> tuple[float, dict[str, Any], tuple[dict[str, Any], ...]] | None:
     """(bound, proof, assumptions) from a solver's point and the stated terms; None where the point does not prove it."""
     terms = [t for t in own if isinstance(t, Factored)]
@@ -52,8 +57,9 @@ def prove_assuming(
         if entry is None:
             return None
         written.append(entry)
-    for term in model.matrix_constraints[0].terms:
-        if term.rule is not None and term.rule.kind == "output-dual" and np.any(term.weight.constant != -2.0):  # type: ignore[attr-defined]
+    for known in model.matrix_constraints[0].terms:
+        coupled = isinstance(known, Factored) and known.rule is not None and known.rule.kind == "output-dual"
+        if coupled and isinstance(known, Factored) and np.any(known.weight.constant != -2.0):
             return None
     statement = (
         f"stated by the formulation {model.name!r}: the sum of weight_i left_i(z) right_i(z) over the listed terms is "
@@ -64,7 +70,9 @@ def prove_assuming(
     delta = 1e-12
     while delta < 0.1:
         m = Multipliers(
-            t=tuple(np.maximum(t, 0.0) for t in multipliers.t), g=multipliers.g * (1.0 + delta), s=multipliers.s * (1.0 + delta)
+            t=tuple(np.maximum(t, 0.0) for t in multipliers.t),
+            g=multipliers.g * (1.0 + delta),
+            s=multipliers.s * (1.0 + delta),
         )
         if fault(exact, m) is None and decides_positive_semidefinite(with_terms(exact, m, written)):
             bound = sqrt_up(bound_squared(m, *member.norms))
@@ -73,9 +81,7 @@ def prove_assuming(
     return None
 
 
-def check_assuming(
-    system: IncrementSystem, multipliers: Multipliers, p: str, q: str, bound: float, terms: Any
-) -> None:
+def check_assuming(system: IncrementSystem, multipliers: Multipliers, p: str, q: str, bound: float, terms: Any) -> None:
     """Decide the inequality with the listed terms added. Raises Refuted."""
     exact = exact_system(system)
     reason = fault(exact, multipliers)
@@ -128,7 +134,9 @@ def _dual_of(model: Model) -> Signal | None:
     return None
 
 
-def _written(term: Factored, system: IncrementSystem, values: Mapping[Any, Array], dual: Signal | None) -> dict[str, Any] | None:
+def _written(
+    term: Factored, system: IncrementSystem, values: Mapping[Any, Array], dual: Signal | None
+) -> dict[str, Any] | None:
     place = dict(system.positions())
     if dual is not None:
         place[dual] = len(system.signals)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,11 @@ def read_vector(data: Any, where: str, size: int | None = None) -> Array:
         raise Refuted(f"{where}: expected a list of hexadecimal floats")
     if len(data) == 2 and isinstance(data[0], str) and data[0].startswith("*"):
         count = data[0][1:]
-        if not (count.isascii() and count.isdigit()) or int(count) > 50_000_000 or (size is not None and int(count) != size):
+        if (
+            not (count.isascii() and count.isdigit())
+            or int(count) > 50_000_000
+            or (size is not None and int(count) != size)
+        ):
             raise Refuted(f"{where}: {data[0]!r} is not the expected number of entries ({size})")
         return np.full(int(count), read_float(data[1], where))
     if size is not None and len(data) != size:
@@ -92,7 +96,7 @@ def certificate(
     upper: Mapping[str, Any] | None,
     lower_bound: float | None,
     lower: Mapping[str, Any] | None,
-    assumptions: list[Mapping[str, Any]],
+    assumptions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The whole certificate."""
     return {

@@ -16,10 +16,12 @@ from typing import Any
 
 from lipmodel.certify.certificate import SCHEMA, choice, expect_keys, parse, read_float, read_vector
 from lipmodel.certify.lmi import Multipliers
+from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, Refuted, UsageError
-from lipmodel.families import Member, chosen_outputs, measured, restricted, row_labels
+from lipmodel.families import Member, chosen_outputs, measured, restricted
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, exact_system, increments, product_system
+from lipmodel.result import Result
 from lipmodel.spec import Norm, Spec, as_norm
 
 CERTIFICATE_KEYS = {"schema", "network", "claim", "formulation", "upper", "lower", "assumptions"}
@@ -53,7 +55,7 @@ def verify(network: Any, certificate: Any) -> Verdict:
     network: a path to the ONNX file, or a Network. certificate: a path, JSON text, a mapping, or a Result.
     Raises Refuted with the reason; RefusedInput where the network itself is refused.
     """
-    data = _read(certificate)
+    result, data = _read(certificate)
     expect_keys(data, CERTIFICATE_KEYS, "certificate")
     if data["schema"] != SCHEMA:
         raise Refuted(f"certificate: schema {data['schema']!r}, expected {SCHEMA!r}")
@@ -69,7 +71,9 @@ def verify(network: Any, certificate: Any) -> Verdict:
         raise Refuted("certificate.claim: outputs or domain are not in their canonical form")
     net = _network(network, named)
     if named["sha256"] != net.source.sha256:
-        raise Refuted(f"the certificate is about another network: sha256 {named['sha256']!r}, the file has {net.source.sha256!r}")
+        raise Refuted(
+            f"the certificate is about another network: sha256 {named['sha256']!r}, the file has {net.source.sha256!r}"
+        )
     try:
         system = chosen_outputs(increments(net), spec.outputs)
     except UsageError as error:
@@ -79,13 +83,16 @@ def verify(network: Any, certificate: Any) -> Verdict:
     lower = _lower(net, spec, data["lower"], claim["lower_bound"])
     if bound is not None and lower is not None and lower > bound:
         raise Refuted(f"the lower bound {lower!r} is above the bound {bound!r}")
+    if result is not None:
+        check_result(result, data, bound, lower, net)
     texts = tuple(a["statement"] for a in assumptions)
     return Verdict(bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256)
 
 
-def _read(certificate: Any) -> dict[str, Any]:
-    if hasattr(certificate, "certificate"):
-        certificate = certificate.certificate
+def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The result that the certificate came in, if it did, and the certificate."""
+    if isinstance(certificate, Result):
+        certificate = certificate.to_json()
     if isinstance(certificate, str) and certificate.lstrip().startswith("{"):
         certificate = parse(certificate)
     elif isinstance(certificate, bytes):
@@ -101,76 +108,11 @@ def _read(certificate: Any) -> dict[str, Any]:
             certificate = parse(json.dumps(certificate, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise Refuted(f"the certificate is not plain JSON: {error}") from None
-    if isinstance(certificate, dict) and "certificate" in certificate:
-        return _of_result(certificate)
-    if not isinstance(certificate, dict):
-        raise Refuted("no certificate: the result proves nothing")
-    return certificate
-
-
-def _of_result(result: dict[str, Any]) -> dict[str, Any]:
-    """The certificate inside a result, whose own statements must be the ones that the certificate proves."""
-    inner = result["certificate"]
+    result = certificate if isinstance(certificate, dict) and "certificate" in certificate else None
+    inner = certificate if result is None else result["certificate"]
     if not isinstance(inner, dict):
-        raise Refuted("no certificate: the result proves nothing")
-    claim = inner.get("claim")
-    if not isinstance(claim, dict):
-        raise Refuted("certificate.claim: missing")
-    assumed = bool(inner.get("assumptions"))
-    stated = {
-        "bound": (_stated(result.get("bound")), None if claim.get("bound") is None else read_float(claim["bound"], "claim.bound")),
-        "lower_bound": (
-            result.get("lower_bound"),
-            None if claim.get("lower_bound") is None else read_float(claim["lower_bound"], "claim.lower_bound"),
-        ),
-    }
-    for key, (said, proved) in stated.items():
-        if said != proved or isinstance(said, bool):
-            raise Refuted(f"the result says {key} = {said!r}, its certificate {proved!r}")
-    spec = result.get("spec")
-    keys = ("input_norm", "output_norm", "domain", "outputs")
-    if not isinstance(spec, dict) or any(spec.get(k) != claim.get(k) for k in keys):
-        raise Refuted("the result and its certificate answer different questions (spec)")
-    network = result.get("network")
-    named = inner.get("network")
-    if not (isinstance(network, dict) and isinstance(named, dict) and network.get("sha256") == named.get("sha256")):
-        raise Refuted("the result and its certificate are about different networks (sha256)")
-    expected = "none" if claim.get("bound") is None else "model" if assumed else "proved"
-    if result.get("assurance") != expected and not (expected == "none" and result.get("assurance") == "numeric"):
-        raise Refuted(f"the result says assurance {result.get('assurance')!r}; its certificate gives {expected!r}")
-    _check_derived(result, inner)
-    return inner
-
-
-def _check_derived(result: dict[str, Any], inner: dict[str, Any]) -> None:
-    """`exact` and `per_output` follow from the certificate; they must not say more than it proves."""
-    bound, lower = result.get("bound"), result.get("lower_bound")
-    numbers = isinstance(bound, int | float) and isinstance(lower, int | float)
-    meets = numbers and bound - lower <= 1e-9 * bound
-    if result.get("exact") != bool(meets):
-        raise Refuted(f"the result says exact = {result.get('exact')!r}, which its bracket does not support")
-    per = result.get("per_output")
-    if per is None:
-        return
-    upper = inner.get("upper")
-    proved: dict[Any, float] = {}
-    if isinstance(upper, dict) and upper.get("rule") == "largest" and isinstance(upper.get("members"), list):
-        for member in upper["members"]:
-            proof = member.get("proof") if isinstance(member, dict) else None
-            if isinstance(proof, dict) and member.get("row") is not None:
-                value = read_float(proof.get("bound"), "proof.bound")
-                proved[member["row"]] = max(value, proved.get(member["row"], 0.0))
-    if not isinstance(per, list) or len(per) != len(proved):
-        raise Refuted("the result lists bounds per output that its certificate does not prove")
-    for row, entry in enumerate(per):
-        if not isinstance(entry, dict) or set(entry) != {"output", "bound", "lower_bound"}:
-            raise Refuted("the result's per_output entries have the keys output, bound and lower_bound")
-        if entry["bound"] != proved.get(row) or entry["lower_bound"] is not None:
-            raise Refuted(f"the result's bound for output {entry['output']!r} is not the one that its certificate proves")
-
-
-def _stated(value: Any) -> Any:
-    return None if value == "inf" else value
+        raise Refuted("no certificate: nothing was proved, or it was left out")
+    return result, inner
 
 
 def _network(network: Any, named: dict[str, Any]) -> Network:
@@ -180,7 +122,11 @@ def _network(network: Any, named: dict[str, Any]) -> Network:
         return network
     for key in ("graph_input", "graph_output"):
         value = named[key]
-        fine = value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        fine = (
+            value is None
+            or isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        )
         if not fine:
             raise Refuted(f"certificate.network: {key} must be null, a name or a list of names")
     try:
@@ -189,7 +135,9 @@ def _network(network: Any, named: dict[str, Any]) -> Network:
         raise Refuted(f"certificate.network: {error}") from None
 
 
-def _upper(system: IncrementSystem, spec: Spec, proof: Any, stated: Any, assumptions: list[dict[str, Any]]) -> float | None:
+def _upper(
+    system: IncrementSystem, spec: Spec, proof: Any, stated: Any, assumptions: list[dict[str, Any]]
+) -> float | None:
     if proof is None:
         if stated is not None:
             raise Refuted("the certificate claims a bound without a proof")
@@ -228,7 +176,10 @@ def _lmi(
     pair = _pair(proof, p, q, system.input.size, system.output.size)
     if not isinstance(proof["t"], list) or len(proof["t"]) != len(system.activations):
         raise Refuted(f"proof.t: expected one list for each of the {len(system.activations)} activations")
-    t = tuple(read_vector(v, f"proof.t[{k}]", a.size) for k, (v, a) in enumerate(zip(proof["t"], system.activations, strict=True)))
+    t = tuple(
+        read_vector(v, f"proof.t[{k}]", a.size)
+        for k, (v, a) in enumerate(zip(proof["t"], system.activations, strict=True))
+    )
     g = read_vector(proof["g"], "proof.g", system.input.size)
     s = read_vector(proof["s"], "proof.s", system.output.size)
     bound = read_float(proof["bound"], "proof.bound")

@@ -163,15 +163,22 @@ def check_destination(text: str, flag: str) -> None:
 
 
 @contextmanager
-def stdout_for_the_answer() -> Iterator[None]:
-    """Send to stderr what solvers, and formulations of users, print to stdout: the answer stands there alone."""
+def stdout_for_the_answer(*, verbose: bool = False) -> Iterator[None]:
+    """Send to stderr what solvers, and formulations of users, print to stdout: the answer stands there alone.
+
+    Python's warnings are shown with `verbose` only.
+    """
+    import warnings
+
     sys.stdout.flush()
     saved = None
     with suppress(OSError):
         saved = os.dup(1)
         os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
             yield
     finally:
         if saved is not None:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     check_format(args.out)
     check_destination(args.out, "export")
     path = network_path(args.network)
-    with stdout_for_the_answer():
+    with stdout_for_the_answer(verbose=args.verbose):
         from lipmodel import pipeline
 
         written = pipeline.export(path, args.formulation, args.out, **question(args))

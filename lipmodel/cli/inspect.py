@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = network_path(args.network)
     asked = question(args)
-    with stdout_for_the_answer():
+    with stdout_for_the_answer(verbose=args.verbose):
         lines = report(path, args.formulation, asked, plan=args.plan)
     print("\n".join(lines))
     return 0

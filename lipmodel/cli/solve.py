@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     asked = question(args)
     settings = {k: plain_value(v) for k, v in key_values(args.backend_option, "--backend-option").items()}
     mode = choose_mode(quiet=args.quiet, verbose=args.verbose)
-    with Reporter(mode) as reporter, stdout_for_the_answer():
+    with Reporter(mode) as reporter, stdout_for_the_answer(verbose=args.verbose):
         from lipmodel import pipeline
 
         result = pipeline.solve(

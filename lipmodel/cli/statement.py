@@ -76,28 +76,27 @@ def _stated(built: Any) -> list[str]:
 
 
 def _backend(model: Model, system: IncrementSystem) -> tuple[str, str]:
-    from lipmodel import pipeline
-    from lipmodel.network.increments import dense_entries
+    from lipmodel.member import choose_backend, provable
 
-    if system.order > pipeline.MAX_ORDER or dense_entries(system) > pipeline.MAX_ENTRIES:
+    if not provable(system):
         return f"none: order {system.order} is beyond what is proved as a matrix inequality; norm bounds only", ""
-    chosen, reasons = pipeline.choose_backend(model, system)
+    chosen, refusals = choose_backend(model)
+    reasons = "\n".join(f"{name}: {reason}" for name, reason in refusals)
     if chosen is None:
-        return "none takes it: closed-form multipliers instead", reasons.replace("; ", "\n")
-    return f"{chosen.name} ({chosen.description})", reasons.replace("; ", "\n")
+        return "none takes it: closed-form multipliers instead", reasons
+    return f"{chosen.name} ({chosen.description})", reasons
 
 
 def _plan(system: IncrementSystem, first: IncrementSystem, family: list[Member], built: Any) -> list[str]:
-    from lipmodel import pipeline
+    from lipmodel.member import provable
     from lipmodel.model.model import Model
-    from lipmodel.network.increments import dense_entries
 
     layers = ", ".join(str(a.size) for a in system.activations) or "none"
     steps = [
         ("increments", f"input {system.input.size}, activations {layers}, output {system.output.size}"),
         ("family", family_text(family)),
     ]
-    small = first.order <= pipeline.MAX_ORDER and dense_entries(first) <= pipeline.MAX_ENTRIES
+    small = provable(first)
     if isinstance(built, Model):
         steps.append(("model", _size(built)))
         if small:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     path = network_path(args.network)
     try:
         try:
-            with stdout_for_the_answer():
+            with stdout_for_the_answer(verbose=args.verbose):
                 verdict = verify(path, Path(args.certificate))
         except (LipmodelError, OSError, MemoryError):
             raise

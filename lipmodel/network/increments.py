@@ -103,7 +103,8 @@ def increments(network: Network) -> IncrementSystem:
     from lipmodel.network import ops
 
     x = Signal(name="x", size=network.input_size)
-    signals, activations = [x], []
+    signals = [x]
+    activations: list[SlopeRestricted] = []
     forms: dict[str, LinearForm] = {}
     reasons: list[Reason] = []
     for node in network.order():

@@ -180,7 +180,7 @@ class Diagonal(LinearMap):
         return MatrixEnclosure(center=sp.csr_array(sp.diags_array(self.values)), radius=radius)
 
     def matvec(self, x: Array) -> Array:
-        return (self.values * np.asarray(x).T).T
+        return np.asarray((self.values * np.asarray(x).T).T)
 
     def rmatvec(self, y: Array) -> Array:
         return self.matvec(y)

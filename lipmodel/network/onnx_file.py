@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from onnx import TensorProto
@@ -82,7 +83,11 @@ def read(source: str | os.PathLike[str] | bytes | Any) -> OnnxFile:
             raise _refused(label, "file-format", f"this is not an ONNX model: {error}") from error
     if not model.HasField("graph"):
         raise _refused(label, "file-format", "this is not an ONNX model: it has no graph")
-    if any(len(UnknownFieldSet(message)) for message in _messages(model)):
+    try:
+        unknown = any(len(UnknownFieldSet(message)) for message in _messages(model))
+    except UnicodeDecodeError as error:
+        raise _refused(label, "file-format", f"a name is not text: {error}") from error
+    if unknown:
         raise _refused(label, "file-format", "there are fields that ONNX does not define, or bytes after the end")
     digest = hashlib.sha256(content).digest()
     return OnnxFile(model=model, content=content, label=label, path=path, digest=digest)
@@ -104,12 +109,14 @@ def _refused(label: str, kind: str, message: str) -> RefusedInput:
 
 
 def _messages(root: Message) -> Iterator[Message]:
-    """Every message inside `root`, itself included, without recursion."""
+    """Every message inside `root`, itself included, without recursion; raises UnicodeDecodeError where text is none."""
     stack = [root]
     while stack:
         message = stack.pop()
         yield message
         for descriptor in message.DESCRIPTOR.fields:
+            if descriptor.type == FieldDescriptor.TYPE_STRING:
+                getattr(message, descriptor.name)  # text is decoded on access
             if descriptor.message_type is None:
                 continue
             value = getattr(message, descriptor.name)

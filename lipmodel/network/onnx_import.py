@@ -324,7 +324,7 @@ def _apply(state: _Import, proto: Any, index: int) -> Sequence[Value | None] | N
     )
     result = handler(node)
     results = [result] if isinstance(result, (Computed, Fixed)) else list(result)
-    if any(v is not None and v.size == 0 and is_float(v.type) for v in results):
+    if any(isinstance(v, Computed) and v.size == 0 for v in results):
         raise Refusal("shape", "the result has no entries")
     if proto.op_type == "Constant" and isinstance(result, Fixed) and is_float(result.type):
         state.parameters += result.size

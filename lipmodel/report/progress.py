@@ -90,18 +90,18 @@ class Reporter:
         now = time.monotonic()
         if self.mode == "plain" and now - self._printed >= PERIOD:
             self._printed = now
-            print(f"{self._state}, {now - self._started:.1f} s", file=sys.stderr, flush=True)
+            print(f"{now - self._started:.1f} s: {self._state}", file=sys.stderr, flush=True)
 
     def _renderable(self) -> Any:
         from rich.text import Text
 
-        parts = [self._member, self._state, f"{time.monotonic() - self._started:.1f} s"]
+        parts = [f"{time.monotonic() - self._started:.1f} s", self._member, self._state]
         return Text("  " + " · ".join(p for p in parts if p), overflow="ellipsis", no_wrap=True)
 
 
 def progress_line(state: Progress) -> str:
     """One line of a solver's progress: its objective, which proves nothing yet, its lower estimate and the gap."""
-    parts = [f"iteration {state.iteration}", f"objective {state.objective:.6g} (not proved yet)"]
+    parts = [f"objective {state.objective:.6g} (unproved)"]
     if math.isfinite(state.lower):
         parts.append(f"lower estimate {state.lower:.6g}")
         if math.isfinite(state.objective) and state.objective > 0.0:

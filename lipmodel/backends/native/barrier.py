@@ -1,7 +1,7 @@
 """-logdet of the block tridiagonal matrix inequality of a chain: block Cholesky, gradient, exact Hessian.
 
-S(y) has the diagonal blocks D_0 = diag(eta) + 2 W_1' diag(a b t_1) W_1, D_k = 2 diag(t_k) + 2 W_{k+1}' diag(a b t_{k+1})
-W_{k+1}, D_L = 2 diag(t_L) - V'V, and -diag((a + b) t_k) W_k below them (a, b the slopes). Elimination runs from the
+S(y) has the diagonal blocks D_0 = diag(eta) + C_1, D_k = 2 diag(t_k) + C_{k+1}, D_L = 2 diag(t_L) - V'V, where C_k is
+2 W_k' diag(a b t_k) W_k, and the blocks -diag((a + b) t_k) W_k below them (a, b the slopes). Elimination runs from the
 input to the output, E_k = D_k - X_k' X_k. With P = S^-1 and A_j = u_j r_j' + r_j u_j' the gradient of logdet S is
 <A_j, P> = 2 u_j'P r_j, and the Hessian of -logdet S is <A_i, P A_j P> = 2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)]_ij:
 coefficients of rank two need no matrix products beyond those that form U'PU, U'PR and R'PR, and these follow from P.
@@ -82,7 +82,7 @@ def _eliminate_input(chain: Chain, t: Array, eta: Array) -> _Head | None:
         return _Head(gram=weight @ reach, reach=reach, diagonal=inverse, inverse=EMPTY, logdet=logdet)
     curve = 2 * chain.slope_product[0] * t
     if weight.shape[1] > weight.shape[0]:
-        # with G_0 = W_1 diag(1/eta) W_1' = R R': E_0 > 0 where I + R' diag(curve) R > 0, G = R (I + R' diag(curve) R)^-1 R'
+        # with W_1 diag(1/eta) W_1' = R R' and J = I + R' diag(curve) R: E_0 > 0 exactly where J > 0, and G = R J^-1 R'
         reach = weight.T * inverse[:, None]
         root = cholesky(weight @ reach)
         if root is not None:

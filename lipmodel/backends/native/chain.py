@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 Exponents = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+Status = Literal["optimal", "time-limit", "iteration-limit", "interrupted", "inaccurate"]
+
 ABSENT = -(1 << 40)  # the binary exponent of zero: below any exponent that a sum of double exponents can reach
 SPARSE_DENSITY = 0.02  # below this a compressed product beats a dense one by more than the ratio of their flop rates
 
@@ -25,7 +27,7 @@ class ChainProblem:
     weights: W_1..W_L, W_k of shape (n_k, n_{k-1}), dense or SciPy sparse; v_k = W_k w_{k-1} enters the activations of
     layer k. alpha, beta: slopes of every neuron, alpha <= beta, any signs; u_j = e_j - alpha_j W_k[j, :] and
     r_j = e_j - beta_j W_k[j, :]. output: V, shape (m, n_L). input_norm: "2" is eta = rho 1 with objective rho, "inf" is
-    eta in R^n0 with objective sum(eta). sqrt(objective) bounds the Lipschitz constant from the input norm to the 2-norm.
+    eta in R^n0 with objective sum(eta). sqrt(objective) bounds the Lipschitz constant from that norm to the 2-norm.
 
     Raises ValueError for shapes that do not fit, numbers that are not finite, or alpha > beta.
     Source: Fazlyab, Robey, Hassani, Morari, Pappas 2019 (arXiv 1906.04893) for "2"; Wang, Prakriya, Jha 2022
@@ -72,7 +74,7 @@ class ChainSolution:
     eta: Array
     value: float
     lower: float
-    status: str
+    status: Status
     iterations: int
 
 

@@ -1,4 +1,4 @@
-"""Solve the diagonal-multiplier program of a chain: prune, scale, start, follow the path, put everything back, check."""
+"""Solve the diagonal-multiplier program of a chain: prune, scale, start, follow the path, put all back, check."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lipmodel.backends.native.chain import (
     Exponents,
     Mask,
     Scaling,
+    Status,
     alive_neurons,
     dense_weights,
     exponents,
@@ -48,8 +49,9 @@ def solve_chain(
 ) -> ChainSolution:
     """The best strictly feasible multipliers of a chain, to a relative gap `tol` on sqrt(value).
 
-    time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is caught and
-    returns the best point. BLAS runs on one thread. Never raises on a valid problem: at worst the closed-form start comes back.
+    time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is
+    caught and returns the best point. BLAS runs on one thread. Never raises on a valid problem: at worst the closed
+    form of the start comes back. Neurons that no input reaches, or that do not reach the output, get harmless multipliers.
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
@@ -78,7 +80,7 @@ def _solve(
 ) -> ChainSolution:
     tied = problem.input_norm == "2"
     weights = dense_weights(problem)
-    alive = alive_neurons(weights, problem.output)
+    alive = alive_neurons(problem, weights)
     keep = alive.both
     if not keep[0].any():
         t, eta = _embed(problem, weights, alive, None, np.zeros(0))
@@ -115,8 +117,8 @@ def _solve(
 def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], list[Array], bool]:
     """Slopes of the living neurons, intervals too narrow for double precision widened about their centre.
 
-    With c the centre and r the radius the neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is one for a
-    smaller radius too, at the same t. A bound from below is not carried over.
+    With c the centre and r the radius the neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is
+    one for a smaller radius too, at the same t. A bound from below is not carried over.
     """
     alpha, beta, widened = [], [], False
     for low, high, mask in zip(problem.alpha, problem.beta, keep[1:], strict=True):
@@ -133,10 +135,10 @@ def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], l
 def _restored(
     problem: ChainProblem, weights: list[Array], alive: Alive, start: Start, outcome: Outcome, power: int
 ) -> ChainSolution:
-    """The outcome in the original signals, moved towards the start as little as makes it feasible there in floating point."""
+    """The outcome in the original signals, moved towards the start as little as makes it feasible there."""
     assert start.y is not None
     lower = float(shift(np.array(outcome.lower), power))
-    status = outcome.status
+    status: Status = outcome.status
     for share in (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0):
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
@@ -150,7 +152,7 @@ def _restored(
 
 
 def _solution(
-    problem: ChainProblem, t: Sequence[Array], eta: Array, lower: float, status: str, iterations: int
+    problem: ChainProblem, t: Sequence[Array], eta: Array, lower: float, status: Status, iterations: int
 ) -> ChainSolution:
     value = float(eta.max() if problem.input_norm == "2" else eta.sum())
     return ChainSolution(
@@ -188,8 +190,8 @@ def _embed(
 ) -> tuple[list[Array], Array]:
     """Multipliers of all neurons from those of the living ones (None: there are none).
 
-    A neuron that does not reach the output only costs, at most (beta - alpha)^2 t / 2 W_j'W_j on its inputs: t is negligible.
-    A neuron that no input reaches is zero, and any t that outweighs what it feeds will do: t is large.
+    A neuron that does not reach the output only costs, at most (beta - alpha)^2 t / 2 W_j'W_j on its inputs: t is
+    negligible. A neuron that no input reaches is zero, and any t that outweighs what it feeds will do: t is large.
     """
     tied = problem.input_norm == "2"
     keep = alive.both

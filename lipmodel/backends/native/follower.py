@@ -1,9 +1,10 @@
 """Dual path follower for the multipliers of a chain: every iterate is strictly feasible, so every iterate is a bound.
 
-Minimises c'y - mu logdet S(y) for mu -> 0 with the exact Hessian. A linear offset makes any start central; a second-order predictor
-follows the path; correctors are quasi-Newton steps that reuse the factored Hessian. With M the Hessian, a = grad logdet S, P = S^-1,
-d = M^-1 a - M^-1 c / m, the matrix m (P - P A(d) P) satisfies every equality of the primal problem, and is feasible there exactly when
-S(y - d) > 0: one block Cholesky gives a lower bound c'y - m (n - a'd) of the optimum.
+Minimises c'y - mu logdet S(y) for mu -> 0 with the exact Hessian. A linear offset makes any start central; a
+second-order predictor follows the path; correctors are quasi-Newton steps that reuse the factored Hessian. With M the
+Hessian, a = grad logdet S, P = S^-1 and d = M^-1 a - M^-1 c / m, the matrix m (P - P A(d) P) satisfies every equality
+of the primal problem, and is feasible there exactly where S(y - d) > 0: one block Cholesky gives the lower bound
+c'y - m (n - a'd).
 """
 
 from __future__ import annotations
@@ -17,44 +18,21 @@ from typing import Any
 import numpy as np
 
 from lipmodel.backends.native.barrier import Metric, factor_metric
-from lipmodel.backends.native.chain import Array, Chain
+from lipmodel.backends.native.chain import Array, Chain, Status
 from lipmodel.backends.native.elimination import Elimination, elimination_order
 
-LADDER = (
-    0.98,
-    0.96,
-    0.93,
-    0.89,
-    0.83,
-    0.75,
-    0.66,
-    0.57,
-    0.48,
-    0.40,
-    0.33,
-    0.27,
-    0.2,
-    0.15,
-    0.1,
-    0.06,
-    0.03,
-    0.01,
-    0.003,
-    0.001,
-)
+# shares of mu that a prediction may take off, and the decrement that it may have to be accepted, or to be extended
+SHARES = np.array([0.98, 0.96, 0.93, 0.89, 0.83, 0.75, 0.66, 0.57, 0.48, 0.4, 0.33, 0.27, 0.2, 0.15, 0.1, 0.06, 0.03])
+PATIENCE = ((4.5, 2.25), (1.5, 0.8), (0.9, 0.5))
 CENTRAL = 0.9  # decrement above which an iterate is brought back by a line search before the path is followed on
 CORRECTED = 0.3  # decrement at which the correctors stop
 CORRECTORS = 6
-PATIENCE = (
-    (4.5, 2.25),
-    (1.5, 0.8),
-    (0.9, 0.5),
-)  # largest decrement of an accepted prediction, and the one to climb below
+IDLE = 8  # iterations without progress before less is asked of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What `on_iterate` is told: the objective at the best feasible point, its lower bound, and their relative gap on the bound."""
+    """What `on_iterate` is told: objective and lower bound so far, their relative gap on the bound, seconds elapsed."""
 
     iteration: int
     value: float
@@ -68,27 +46,26 @@ class Outcome:
     """The best point of a run, in the chain's own units; `status` as in ChainSolution."""
 
     y: Array
-    value: float
     lower: float
-    status: str
+    status: Status
     iterations: int
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends the run from inside a step
-    def __init__(self, status: str) -> None:
+    def __init__(self, status: Status) -> None:
         self.status = status
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _State:
-    """One run. `point` and `factor`, `band` belong together."""
+class _Run:
+    """The problem and the best that is known about it."""
 
     chain: Chain
     elimination: Elimination
     cost: Array
     deadline: float
     best: Array
-    best_value: float
+    value: float
     lower: float = 0.0
 
     def factor(self, y: Array) -> Any:
@@ -96,15 +73,22 @@ class _State:
         if time.monotonic() > self.deadline:
             raise _Stop("time-limit")
         factor = self.elimination.factorize(self.chain, y)
-        if factor is not None:
-            value = float(self.cost @ y)
-            if value < self.best_value:
-                self.best, self.best_value = y.copy(), value
+        if factor is not None and float(self.cost @ y) < self.value:
+            self.best, self.value = y.copy(), float(self.cost @ y)
         return factor
+
+    def point(self, y: Array) -> _Point | None:
+        """y with its factor and gradient, None unless S(y) > 0."""
+        factor = self.factor(y)
+        return None if factor is None else self.complete(y, factor)
+
+    def complete(self, y: Array, factor: Any) -> _Point:
+        band = self.elimination.band_inverse(self.chain, factor)
+        return _Point(y=y, factor=factor, band=band, gradient=band.gradient)
 
     def gap(self) -> float:
         """Relative gap on the square root of the objective."""
-        return 1 - math.sqrt(max(self.lower, 0.0) / self.best_value) if self.lower < self.best_value else 0.0
+        return 1 - math.sqrt(max(self.lower, 0.0) / self.value) if self.lower < self.value else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,11 +96,19 @@ class _Point:
     y: Array
     factor: Any
     band: Any
+    gradient: Array
 
-    @property
-    def gradient(self) -> Array:
-        gradient: Array = self.band.gradient
-        return gradient
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Path:
+    """The path through a nearly central point: linear'y - logdet S, linear = cost / mu + offset, as mu falls."""
+
+    point: _Point
+    metric: Metric
+    mu: float
+    offset: Array
+    newton: Array  # the step to the path at this mu
+    tangent: Array  # what y loses per share of mu taken off
 
 
 def follow_path(
@@ -133,209 +125,180 @@ def follow_path(
     report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False.
     """
     cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
-    state = _State(
+    run = _Run(
         chain=chain,
         elimination=elimination_order(chain),
         cost=cost,
         deadline=deadline,
         best=y.copy(),
-        best_value=float(cost @ y),
+        value=float(cost @ y),
     )
-    status, iterations = "inaccurate", 0
+    status: Status = "inaccurate"
+    iterations = 0
     try:
-        for iterations, _ in enumerate(_iterate(state, y), start=1):
-            gap = state.gap()
-            if not report(iterations, state.best_value, state.lower, gap):
+        for _ in _iterate(run, y):
+            iterations += 1
+            if not report(iterations, run.value, run.lower, run.gap()):
                 status = "interrupted"
-                break
-            if gap <= tol:
+            elif run.gap() <= tol:
                 status = "optimal"
-                break
-            if iterations >= max_iterations:
+            elif iterations >= max_iterations:
                 status = "iteration-limit"
-                break
+            else:
+                continue
+            break
     except _Stop as stop:
         status = stop.status
     except KeyboardInterrupt:
         status = "interrupted"
-    except (MemoryError, FloatingPointError, np.linalg.LinAlgError):
+    except MemoryError:
         status = "inaccurate"
-    if status == "inaccurate" and state.gap() <= tol:
-        status = "optimal"
-    return Outcome(y=state.best, value=state.best_value, lower=state.lower, status=status, iterations=iterations)
+    return Outcome(y=run.best, lower=run.lower, status=status, iterations=iterations)
 
 
-def _iterate(state: _State, y: Array) -> Iterator[None]:
+def _iterate(run: _Run, y: Array) -> Iterator[None]:
     """One Hessian per step; ends where no step makes progress any more."""
-    chain, cost = state.chain, state.cost
-    point = _evaluate(state, y)
+    point = run.point(y)
     if point is None:
         return
-    mu = float(cost @ y) / chain.order
-    offset = point.gradient - cost / mu
+    mu = float(run.cost @ y) / run.chain.order
+    offset = point.gradient - run.cost / mu  # y minimises cost'y / mu + offset'y - logdet S
     rung, patience, watch = 0, 0, _Watch()
-    while True:
-        matrix = state.elimination.hessian(chain, point.factor, point.band)
-        metric = factor_metric(matrix)
+    while patience < len(PATIENCE):
+        metric = factor_metric(run.elimination.hessian(run.chain, point.factor, point.band))
         if metric is None:
             return
-        ascent, price, pull = metric.solve(np.column_stack([point.gradient, cost, offset])).T
-        pure = point.gradient - cost / mu
-        if pure @ (ascent - price / mu) < 0.49 and np.any(offset):
-            offset, pull = np.zeros_like(offset), np.zeros_like(pull)
-        _lower_bound(state, point, mu, ascent, price)
+        ascent, price = metric.refined(point.gradient), metric.refined(run.cost)
+        pure = point.gradient - run.cost / mu
+        if pure @ (ascent - price / mu) < 0.49:
+            offset = np.zeros_like(offset)
+        _bound_below(run, point, metric, mu, ascent, price)
         yield
-        if watch.idle(state, mu):
-            patience += 1
-            if patience == len(PATIENCE):
-                return
-        newton = ascent - price / mu - pull
+        newton = ascent - price / mu - metric.solve(offset)
         decrement = math.sqrt(max(float(newton @ (pure - offset)), 0.0))
         step = None
         if decrement <= CENTRAL:
-            accept, climb = PATIENCE[patience]
-            step = _predict(state, point, metric, newton, price / mu, offset, mu, rung, accept, climb)
+            path = _Path(point=point, metric=metric, mu=mu, offset=offset, newton=newton, tangent=price / mu)
+            step = _predict(run, path, rung, *PATIENCE[patience])
         if step is not None:
-            point, mu, rung = step
-            point = _correct(state, point, metric, cost / mu + offset)
+            rung, moved = step
+            mu *= 1 - SHARES[rung]
+            point = _correct(run, moved, metric, run.cost / mu + offset)
         else:
-            moved = _line_search(state, point, newton, cost / mu + offset)
-            if moved is None:
+            centred = _line_search(run, point, newton, run.cost / mu + offset)
+            point = point if centred is None else centred
+            if centred is None:
                 patience += 1
-                if patience == len(PATIENCE):
-                    return
-            else:
-                point = moved
+        if watch.idle(run.gap(), mu):
+            patience += 1
 
 
 @dataclass(slots=True, kw_only=True)
 class _Watch:
-    """Whether a run still gets anywhere: the gap or the barrier parameter has fallen by a tenth within a few iterations."""
+    """Whether a run still gets anywhere: gap or mu has fallen by a tenth within a few iterations."""
 
     gap: float = math.inf
     mu: float = math.inf
     idle_for: int = 0
 
-    def idle(self, state: _State, mu: float) -> bool:
-        gap = state.gap()
+    def idle(self, gap: float, mu: float) -> bool:
         if gap < 0.9 * self.gap or mu < 0.9 * self.mu:
             self.gap, self.mu, self.idle_for = min(gap, self.gap), min(mu, self.mu), 0
-            return False
-        self.idle_for += 1
-        if self.idle_for < 8:
-            return False
-        self.idle_for = 0
-        return True
+        else:
+            self.idle_for = (self.idle_for + 1) % IDLE
+            return self.idle_for == 0
+        return False
 
 
-def _evaluate(state: _State, y: Array) -> _Point | None:
-    factor = state.factor(y)
-    return (
-        None if factor is None else _Point(y=y, factor=factor, band=state.elimination.band_inverse(state.chain, factor))
-    )
-
-
-def _lower_bound(state: _State, point: _Point, mu: float, ascent: Array, price: Array) -> None:
+def _bound_below(run: _Run, point: _Point, metric: Metric, mu: float, ascent: Array, price: Array) -> None:
     """The primal feasible point of this Hessian, at the barrier parameter that gives most."""
-    value = float(state.cost @ point.y)
-    slack = state.chain.order - float(point.gradient @ ascent)
-    for factor in (0.4, 1.0, 2.0):
-        level = factor * mu
-        candidate = value - (level * slack + float(point.gradient @ price))
-        if (
-            candidate > state.lower
-            and state.elimination.factorize(state.chain, point.y - ascent + price / level) is not None
-        ):
-            state.lower = candidate
+    value = float(run.cost @ point.y)
+    for level in (0.4 * mu, mu, 2 * mu):
+        step = ascent - price / level
+        # what the solve leaves of the primal equalities, priced at multipliers of the present size
+        residual = metric.apply(step) - (point.gradient - run.cost / level)
+        slack = run.chain.order - float(point.gradient @ step) + 2 * float(np.abs(residual) @ point.y)
+        bound = value - level * slack
+        if bound > run.lower and run.elimination.factorize(run.chain, point.y - step) is not None:
+            run.lower = bound
 
 
-def _line_search(state: _State, point: _Point, direction: Array, linear: Array) -> _Point | None:
-    """Towards the minimum of linear'y - logdet S along a Newton direction, never beyond it."""
+def _line_search(run: _Run, point: _Point, direction: Array, linear: Array) -> _Point | None:
+    """Towards the minimum of linear'y - logdet S along a Newton direction, never beyond; None if it does not fall."""
     slope = float((linear - point.gradient) @ direction)
     if not slope < 0:
         return None
-    low, low_slope, high, high_slope = 0.0, slope, math.inf, math.nan
-    best: _Point | None = None
+    low, low_slope = 0.0, slope
+    high, high_slope = math.inf, math.nan
+    found: _Point | None = None
     step = 1.0
     for _ in range(12):
-        trial = _evaluate(state, point.y + step * direction)
-        if trial is None:
-            high, high_slope = step, math.nan
+        trial = run.point(point.y + step * direction)
+        at = math.nan if trial is None else float((linear - trial.gradient) @ direction)
+        if at <= 0:
+            low, low_slope, found = step, at, trial
+            if at > 0.1 * slope:
+                break
         else:
-            at = float((linear - trial.gradient) @ direction)
-            if at > 0.0:
-                high, high_slope = step, at
-            else:
-                low, low_slope, best = step, at, trial
-                if at > 0.1 * slope:
-                    break
+            high, high_slope = step, at
         if math.isinf(high):
             step = 2 * low
         elif math.isnan(high_slope):
             step = low + (high - low) * (0.5 if low else 0.3)
         else:
             secant = low + (high - low) * low_slope / (low_slope - high_slope)
-            step = min(max(secant * 0.98, low + 0.1 * (high - low)), high - 0.05 * (high - low))
+            step = min(max(0.98 * secant, low + 0.1 * (high - low)), high - 0.05 * (high - low))
         if high - low < 1e-3 * low:
             break
-    return best
+    return found
 
 
-def _predict(
-    state: _State,
-    point: _Point,
-    metric: Metric,
-    newton: Array,
-    tangent: Array,
-    offset: Array,
-    mu: float,
-    rung: int,
-    accept: float,
-    climb: float,
-) -> tuple[_Point, float, int] | None:
-    """The farthest point of the second-order prediction that the stale metric still finds near the path."""
+def _predict(run: _Run, path: _Path, rung: int, accept: float, extend: float) -> tuple[int, _Point] | None:
+    """The farthest point of the second-order prediction whose decrement, in the metric behind it, is below `accept`.
+
+    The search starts one rung above the last, and climbs on from a decrement below `extend`.
+    """
+    point, tangent = path.point, path.tangent
     width = 1e-3
-    ahead, behind = _evaluate(state, point.y + width * tangent), _evaluate(state, point.y - width * tangent)
-    bend = np.zeros_like(newton)
+    ahead, behind = run.point(point.y + width * tangent), run.point(point.y - width * tangent)
+    bend = np.zeros_like(tangent)
     if ahead is not None and behind is not None:
-        curvature = (ahead.gradient - 2 * point.gradient + behind.gradient) / width**2
-        bend = metric.solve(curvature) / 2 - tangent
+        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - tangent
 
     def attempt(index: int) -> tuple[float, _Point] | None:
-        share = LADDER[index]
-        trial = _evaluate(state, point.y + newton - share * tangent + share**2 * bend)
+        share = SHARES[index]
+        trial = run.point(point.y + path.newton - share * tangent + share**2 * bend)
         if trial is None:
             return None
-        force = state.cost / ((1 - share) * mu) + offset - trial.gradient
-        return math.sqrt(max(float(force @ metric.solve(force)), 0.0)), trial
+        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + path.offset - trial.gradient)
+        return (decrement, trial) if decrement < accept else None
 
     index = max(rung - 1, 0)
-    found = None
-    while index < len(LADDER):
-        found = attempt(index)
-        if found is not None and found[0] < accept:
-            break
-        found = None
+    found = attempt(index)
+    while found is None and index + 1 < len(SHARES):
         index += 1
-    if found is None:
-        return None
-    while index > 0 and found[0] < climb:
+        found = attempt(index)
+    while found is not None and found[0] < extend and index > 0:
         further = attempt(index - 1)
-        if further is None or further[0] >= accept:
+        if further is None:
             break
         found, index = further, index - 1
-    return found[1], (1 - LADDER[index]) * mu, index
+    return None if found is None else (index, found[1])
 
 
-def _correct(state: _State, point: _Point, metric: Metric, linear: Array) -> _Point:
+def _decrement(metric: Metric, force: Array) -> float:
+    return math.sqrt(max(float(force @ metric.solve(force)), 0.0))
+
+
+def _correct(run: _Run, point: _Point, metric: Metric, linear: Array) -> _Point:
     """A few L-BFGS steps towards the minimum of linear'y - logdet S, from the inverse of an earlier Hessian."""
     pairs: list[tuple[Array, Array]] = []
     force = linear - point.gradient
     for _ in range(CORRECTORS):
-        if float(force @ metric.solve(force)) < CORRECTED**2:
+        if _decrement(metric, force) < CORRECTED:
             break
         direction = -_quasi_newton(metric, pairs, force)
-        moved = _descend(state, point, direction, linear, float(force @ direction))
+        moved = _descend(run, point, direction, linear, float(force @ direction))
         if moved is None:
             break
         after = linear - moved.gradient
@@ -344,22 +307,22 @@ def _correct(state: _State, point: _Point, metric: Metric, linear: Array) -> _Po
     return point
 
 
-def _descend(state: _State, point: _Point, direction: Array, linear: Array, slope: float) -> _Point | None:
+def _descend(run: _Run, point: _Point, direction: Array, linear: Array, slope: float) -> _Point | None:
     """The first of a few halved steps at which linear'y - logdet S has decreased enough (Armijo)."""
     step = 1.0
     for _ in range(5):
         y = point.y + step * direction
-        factor = state.factor(y)
+        factor = run.factor(y)
         if factor is not None:
             change = step * float(linear @ direction) - (factor.logdet - point.factor.logdet)
             if change <= 1e-3 * step * slope:
-                return _Point(y=y, factor=factor, band=state.elimination.band_inverse(state.chain, factor))
+                return run.complete(y, factor)
         step /= 2
     return None
 
 
 def _quasi_newton(metric: Metric, pairs: list[tuple[Array, Array]], force: Array) -> Array:
-    """Two-loop recursion of L-BFGS (Nocedal 1980)."""
+    """Two-loop recursion of L-BFGS (Nocedal 1980, Math. Comp. 35)."""
     rest = force.copy()
     weights = []
     for step, change in reversed(pairs):

@@ -1,8 +1,9 @@
 """The barrier of one wide hidden layer: its neurons are eliminated first; what remains has the size of both ends.
 
-With an output slack s the matrix on (x0, w, s) is [E_0, -W' diag((a + b) t), 0; ., 2 diag(t), -V'; ., ., I]. Eliminating w
-leaves B = [diag(eta) - W' diag((b - a)^2 t / 2) W, -W' diag((a + b) / 2) V'; ., I - V diag(1 / 2t) V'], of order n0 + m,
-and P_ww = diag(1 / 2t) + H B^-1 H' with H = [diag((a + b) / 2) W, diag(1 / 2t) V']. An evaluation costs n1 (n0 + m)^2
+With an output slack s the matrix on (x0, w, s) is [E_0, -W' diag((a + b) t), 0; ., 2 diag(t), -V'; ., ., I], where
+E_0 = diag(eta) + 2 W' diag(a b t) W. Eliminating w leaves, of order n0 + m,
+B = [diag(eta) - W' diag((b - a)^2 t / 2) W, -W' diag((a + b) / 2) V'; ., I - V diag(1 / 2t) V'], and
+P_ww = diag(1 / 2t) + H B^-1 H' with H = [diag((a + b) / 2) W, diag(1 / 2t) V']. An evaluation costs n1 (n0 + m)^2
 instead of n1^3. The same three functions as in `barrier`, for the same matrix inequality.
 """
 

@@ -1,9 +1,10 @@
 """Closed-form strictly feasible points of a chain, and the neuron-wise scaling in which they are of order one.
 
-One forward pass: Y_0 = diag(kappa)^-1, G = W Y W', S diagonal with 2S - G > 0, and, with slopes [alpha, beta] and B = beta - alpha,
-Y <- alpha G alpha + (alpha G + B S)(2S - G)^-1 (G alpha + S B). Every increment obeys w w' << Y x'diag(kappa)x, so rho = lmax(V Y_L V')
-gives eta = rho kappa with multipliers t = rho S^-1 B^-2. For slopes [0, 1] and a scalar S this is ECLipsE-Fast (Xu, Sivaranjani 2024,
-arXiv 2404.04375) and, over-relaxed, Syed, Hu 2025 (arXiv 2503.14297); a diagonal S from row sums is sound by diagonal dominance.
+One forward pass: Y_0 = diag(kappa)^-1, G = W Y W', S diagonal with 2S - G > 0, and, with slopes [alpha, beta] and
+B = beta - alpha, Y <- alpha G alpha + (alpha G + B S)(2S - G)^-1 (G alpha + S B). Every increment obeys
+w w' << Y x'diag(kappa)x, so rho = lmax(V Y_L V') gives eta = rho kappa with multipliers t = rho S^-1 B^-2. For slopes
+[0, 1] and a scalar S this is ECLipsE-Fast (Xu, Sivaranjani 2024, arXiv 2404.04375) and, over-relaxed, Syed, Hu 2025
+(arXiv 2503.14297); a diagonal S from row sums is sound by diagonal dominance.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from lipmodel.backends.native.chain import (
     scaled_weight,
     shift,
     split,
+    triangular_factor,
 )
 from lipmodel.backends.native.elimination import elimination_order
 
 Rule = Callable[[Array], Array]
+EXPENSIVE = 3e8  # cubed widths from which one rule that works is enough
 MARGIN = 1.3  # of the first iterate above the closed form, so that no block starts near singular
 
 
@@ -93,8 +96,8 @@ def _row_exponents(weight: Array, columns: Exponents) -> Exponents:
 
 
 def _input_scale(weight: Array, *, tied: bool) -> tuple[Exponents, Array]:
-    """Signal exponents of the inputs and kappa in scaled signals: kappa_i proportional to the length of column i of W_1, its rows
-    normalised (exact for one neuron and input norm inf), or the identity for input norm 2."""
+    """Signal exponents of the inputs, and kappa in scaled signals: the identity for input norm 2, else proportional to
+    the columns of W_1 with normalised rows (exact for one neuron)."""
     count = weight.shape[1]
     if tied:
         return np.zeros(count, dtype=np.int64), np.ones(count)
@@ -142,7 +145,8 @@ def _forward(
     power = int(np.max(exponents(np.abs(output).max(axis=0)) + signals[-1]))
     last = shift(output, (signals[-1] - power)[None, :])
     if last.shape[0] > last.shape[1]:
-        last = np.linalg.qr(last, mode="r")
+        last = triangular_factor(last)
+    assert full is not None
     rho = float(np.linalg.eigvalsh(last @ full @ last.T)[-1])
     if not np.isfinite(rho) or rho <= 0:
         return None
@@ -192,7 +196,7 @@ def least_eta(chain: Chain, t: Sequence[Array], shape: Array) -> Array | None:
 
 
 def tightened(chain: Chain, y: Array) -> Array:
-    """A feasible point no worse than the feasible y: its multipliers times one factor, with the least eta of the same shape."""
+    """A feasible point no worse than the feasible y: its multipliers times one factor, the least eta of its shape."""
     t, eta = split(chain, y)
     cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
     best = y
@@ -248,11 +252,14 @@ def closed_form(
     weights: Sequence[Array], alpha: Sequence[Array], beta: Sequence[Array], output: Array, *, tied: bool
 ) -> Start:
     """The best of the forward rules, else the backward sweep; every neuron must lie on a path from input to output."""
-    passes = []
+    passes: list[_Forward] = []
     for rule in RULES:
         with contextlib.suppress(np.linalg.LinAlgError):
-            passes.append(_forward(weights, alpha, beta, output, rule, tied=tied))
-    for found in sorted((found for found in passes if found is not None), key=lambda found: found.level):
+            found = _forward(weights, alpha, beta, output, rule, tied=tied)
+            passes += [found] if found is not None else []
+        if passes and sum(weight.shape[0] ** 3 for weight in weights) > EXPENSIVE:
+            break
+    for found in sorted(passes, key=lambda found: found.level):
         chain = scaled_chain(weights, alpha, beta, output, found.scaling, tied=tied)
         y = _inflated(chain, np.concatenate([*found.t, found.eta[:1] if tied else found.eta]))
         if y is not None:

@@ -1,0 +1,315 @@
+"""One program of a family: build it, have it solved, and prove a bound from whatever comes back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lipmodel.backends import backend as find_backend
+from lipmodel.backends import backend_names
+from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
+from lipmodel.certify.certificate import lmi_proof, product_proof
+from lipmodel.certify.lmi import Multipliers
+from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
+from lipmodel.families import Member, member_spec, restricted
+from lipmodel.formulation import Formulation
+from lipmodel.model.model import Model
+from lipmodel.model.norm_expression import NormExpression
+from lipmodel.network.increments import (
+    IncrementSystem,
+    dense_entries,
+    exact_system,
+    float_system,
+    product_system,
+)
+from lipmodel.spec import Spec
+
+if TYPE_CHECKING:
+    from lipmodel.model.terms import Term
+
+MAX_ORDER = 6000
+"""Orders of the matrix inequality beyond which no proof of it is attempted."""
+MAX_ENTRIES = 60_000_000
+"""Entries of the expanded system beyond which only norm bounds are computed."""
+CONFIRMED = 1e-4
+"""A solver's optimum counts as confirmed if the bound proved from it is no worse than this, relatively."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """The answer for one member.
+
+    bound: proved by `proof`. claim: what the solver's objective says; lower: its lower estimate of the relaxation's
+    optimum, as a bound. assumptions: what the proof takes from the formulation.
+    """
+
+    member: Member
+    bound: float
+    proof: dict[str, Any]
+    claim: float | None = None
+    lower: float | None = None
+    termination: Termination = "closed-form"
+    backend: str | None = None
+    assumptions: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Clock:
+    """Seconds spent by stage, and the deadline of the whole command."""
+
+    started: float
+    limit: float | None
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def deadline(self) -> float:
+        return math.inf if self.limit is None else self.started + self.limit
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside under this name."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Run:
+    """How the members of one family are to be solved; `cache` shares their matrices."""
+
+    formulation: Formulation
+    spec: Spec
+    clock: Clock
+    backend: Backend | None
+    tol: float
+    assurance: str
+    native: Mapping[str, Any]
+    verbose: bool
+    say: Callable[[str], None]
+    progress: Callable[[Progress], None] | None
+    cache: dict[int, Any] = field(default_factory=dict)
+
+
+def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: float | None) -> Part:
+    """The proved bound of one member. Raises UsageError where the formulation or the backend cannot be used."""
+    system = restricted(whole, member)
+    if not system.output.blocks:
+        return _by_norms(system, member, run, claim=0.0)
+    with run.clock.stage("build"):
+        built = build(system, run.formulation, member_spec(run.spec, member))
+    if isinstance(built, NormExpression):
+        with run.clock.stage("certify"):
+            claim = built.evaluate()
+        return _by_norms(system, member, run, claim=claim)
+    if not provable(system):
+        run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")
+        return _by_norms(system, member, run)
+    if isinstance(built, Multipliers):
+        return _by_multipliers(system, member, run, [(run.formulation.name, built)])
+    point, used = _point(built, run, time_limit)
+    facts: dict[str, Any] = {
+        "claim": None if point.objective is None else built.bound_of(point.objective),
+        "lower": None if point.lower is None else built.bound_of(point.lower),
+        "termination": point.termination,
+        "backend": used,
+    }
+    if point.values is None:
+        return _by_multipliers(system, member, run, [], **facts)
+    from lipmodel.certify.extract import extract
+
+    multipliers, own = extract(built, system, point.values)
+    if own:
+        part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
+        if part is not None:
+            return part
+    return _by_multipliers(system, member, run, [(used or run.formulation.name, multipliers)], **facts)
+
+
+def provable(system: IncrementSystem) -> bool:
+    """Whether the system is small enough for its matrix inequality to be expanded and proved."""
+    return system.order <= MAX_ORDER and dense_entries(system) <= MAX_ENTRIES
+
+
+def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Model | Multipliers | NormExpression:
+    """What a formulation states for one system. Raises UsageError, also for whatever goes wrong inside `build`."""
+    try:
+        built: Model | Multipliers | NormExpression = formulation.build(system, spec)
+    except LipmodelError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the formulation {formulation.name!r} failed in build: {what}{_place(error)}") from error
+    if isinstance(built, Model):
+        built.check()
+    elif not isinstance(built, Multipliers | NormExpression):
+        raise UsageError(
+            f"the formulation {formulation.name!r} returned {type(built).__name__} from build: "
+            "it must return a Model, Multipliers or a NormExpression"
+        )
+    return built
+
+
+def _place(error: Exception) -> str:
+    """The line of the user's file that an error comes from, if it is not one of ours."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "lipmodel" not in code.co_filename.replace("\\", "/").split("/")[-3:-1] and code.co_name == "build":
+            place = f" ({code.co_filename}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
+
+
+def choose_backend(model: Model) -> tuple[Backend | None, list[tuple[str, str]]]:
+    """The first backend that takes the model at its size, and why those before it do not."""
+    refusals: list[tuple[str, str]] = []
+    order = max(model.sizes().psd)
+    for name in backend_names():
+        candidate = find_backend(name, usable=False)
+        state = candidate.available()
+        limit = candidate.capabilities.max_order
+        if not isinstance(state, Installed):
+            refusals.append((name, str(state)))
+        elif (refusal := candidate.refuses(model)) is not None:
+            refusals.append((name, refusal))
+        elif order > limit:
+            refusals.append((name, f"order {order} is above {limit}, its limit unless it is asked for"))
+        else:
+            return candidate, refusals
+    return None, refusals
+
+
+def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str | None]:
+    """A solver's point, or none: a failure is a termination, never an exception."""
+    chosen = run.backend
+    if chosen is None:
+        chosen, refusals = choose_backend(model)
+        if chosen is None:
+            why = "; ".join(f"{name}: {reason}" for name, reason in refusals)
+            run.say(f"no backend takes this model ({why}): closed-form multipliers instead")
+            return Point(values=None, termination="closed-form", message=why), None
+    else:
+        refusal = chosen.refuses(model)
+        if refusal is not None:
+            raise UsageError(f"the backend {chosen.name!r} does not take this model: {refusal}")
+    if time_limit is not None and time_limit < 1e-3:
+        return Point(values=None, termination="time-limit"), chosen.name
+    options = SolveOptions(
+        tol=run.tol, time_limit=time_limit, verbose=run.verbose, native=run.native, progress=run.progress
+    )
+    with run.clock.stage("solve"):
+        try:
+            return chosen.solve(model, options), chosen.name
+        except (BackendUnavailable, UsageError):
+            raise
+        except KeyboardInterrupt:
+            run.say("interrupted: proving what there is")
+            return Point(values=None, termination="interrupted"), chosen.name
+        except Exception as error:
+            run.say(f"{chosen.name} failed ({type(error).__name__}: {error}): proving a closed-form bound")
+            return Point(values=None, termination="failed", message=str(error)), chosen.name
+
+
+def _by_multipliers(
+    system: IncrementSystem,
+    member: Member,
+    run: Run,
+    candidates: list[tuple[str, Multipliers]],
+    *,
+    claim: float | None = None,
+    lower: float | None = None,
+    termination: Termination = "closed-form",
+    backend: str | None = None,
+) -> Part:
+    """The best proved bound; closed forms join in unless a solver's optimum was confirmed."""
+    from lipmodel.certify.kernel import decides_positive_semidefinite, exact_lmi
+    from lipmodel.certify.repair import prove
+
+    p, q = member.norms
+    with run.clock.stage("certify"):
+        matrices = float_system(system, run.cache)
+        exact: list[Any] = []
+
+        def verifiable(multipliers: Multipliers) -> bool:
+            """What `verify` will ask, so that it accepts every certificate that is written."""
+            if not exact:
+                exact.append(exact_system(system))
+            return decides_positive_semidefinite(exact_lmi(exact[0], multipliers))
+
+        best = None
+        if candidates:
+            best = prove(matrices, p, q, candidates, closed=False, deadline=run.clock.deadline, check=verifiable)
+        claimed = math.inf if claim is None or termination != "optimal" else claim * (1.0 + CONFIRMED)
+        if best is None or (best.bound > claimed or claimed == math.inf):
+            closed = prove(matrices, p, q, (), deadline=run.clock.deadline, check=verifiable)
+            if closed is not None and (best is None or closed.bound < best.bound):
+                best = closed
+    if best is None or not math.isfinite(best.bound):
+        return _by_norms(system, member, run, claim=claim, lower=lower, termination=termination, backend=backend)
+    return Part(
+        member=member,
+        bound=best.bound,
+        proof=lmi_proof(best.multipliers, member.norms, best.bound),
+        claim=claim,
+        lower=lower,
+        termination=termination,
+        backend=backend,
+    )
+
+
+def _by_assumption(
+    model: Model,
+    system: IncrementSystem,
+    member: Member,
+    run: Run,
+    values: Mapping[Any, Any],
+    multipliers: Multipliers,
+    own: list[Term],
+    facts: dict[str, Any],
+) -> Part | None:
+    """A bound proved up to the terms that the formulation states by itself, where that was asked for."""
+    if run.assurance != "model":
+        names = "term" if len(own) == 1 else "terms"
+        run.say(
+            f"{len(own)} {names} of {run.formulation.name!r} follow no rule that the proof knows: the bound is proved "
+            "without them (--assurance model uses them, as assumptions)"
+        )
+        return None
+    if member.row is not None or member.column is not None:
+        run.say("inequalities stated by hand are not used in families: the bound is proved without them")
+        return None
+    from lipmodel.certify.assumed import prove_assuming
+
+    with run.clock.stage("certify"):
+        found = prove_assuming(model, system, member, values, multipliers, own)
+    if found is None:
+        run.say("the point does not prove the stated inequality, even with its own terms: proving without them")
+        return None
+    bound, proof, assumptions = found
+    return Part(member=member, bound=bound, proof=proof, assumptions=assumptions, **facts)
+
+
+def _by_norms(system: IncrementSystem, member: Member, run: Run, **facts: Any) -> Part:
+    """The product bound, which needs no expansion."""
+    with run.clock.stage("certify"):
+        bound, proof = product_bound_of(system, member.norms)
+    return Part(member=member, bound=bound, proof=proof, **facts)
+
+
+def product_bound_of(system: IncrementSystem, norms: tuple[str, str]) -> tuple[float, dict[str, Any]]:
+    """The product bound of a system, rounded up, and its proof. It may be inf where norms overflow."""
+    from lipmodel.certify.product_rule import product_bound
+    from lipmodel.ranges.norms import float_norms, float_up
+
+    norm = float_norms()
+    bound = float_up(product_bound(product_system(system), norms[0], norms[1], norm))
+    return bound, product_proof([float_up(v) for v in norm.log], norms, bound)

@@ -1,0 +1,99 @@
+"""The import on real networks and on hostile files, where they lie beside the checkout."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipmodel.errors import RefusedInput
+from lipmodel.network.onnx_import import OPERATORS, load
+from lipmodel.network.ops import Elementwise
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the checkout")
+
+SUPPORTED = {op for op, domain in OPERATORS if not domain}
+
+
+def table(path: str, key: str) -> list[Any]:
+    """The rows of a CSV file, as test parameters; none where the file is absent."""
+    if not (SHARED / path).exists():
+        return []
+    with open(SHARED / path, newline="") as stream:
+        return [pytest.param(row, id=row[key]) for row in csv.DictReader(stream)]
+
+
+def kinds(path: Path) -> set[str]:
+    """The kinds of reason that a file is refused for; empty where it is read."""
+    try:
+        load(path)
+    except RefusedInput as refused:
+        return {reason.kind for reason in refused.reasons}
+    return set()
+
+
+def operators(row: dict[str, str]) -> set[str]:
+    return {entry.rsplit(":", 1)[0] for entry in row["operators"].split()}
+
+
+def dimensions(text: str) -> tuple[int, ...]:
+    """A shape of the table, with 1 for a symbolic dimension."""
+    return () if text == "scalar" else tuple(int(d) if d.isdigit() else 1 for d in text.split("x"))
+
+
+NETS = [p for p in table("nets/index.csv", "path") if p.values[0]["verdict"]]
+
+
+@pytest.mark.parametrize("row", NETS)
+def test_real_networks(row: dict[str, str]) -> None:
+    path = SHARED / "nets" / row["path"]
+    supported = operators(row) <= SUPPORTED
+    found = kinds(path)
+    if row["verdict"] == "accept":
+        assert not found if supported else found <= {"operator", "non-lipschitz"}
+    elif row["verdict"] == "reject" and supported and row["opset"].isdigit() and int(row["opset"]) >= 7:
+        assert row["reason"] in found
+    elif row["verdict"] == "reject":
+        assert found
+    assert "check" not in found
+    if not found:
+        network = load(path, check=False)
+        assert network.input_shape == dimensions(row["input_shape"])
+        assert network.output_shape == dimensions(row["output_shape"])
+        hidden = sum(op.size for _, op, _ in network.plan() if isinstance(op, Elementwise))
+        if row["hidden_units"] and "Clip" not in operators(row):  # a Clip without limits is no nonlinearity
+            assert hidden == int(row["hidden_units"])
+
+
+def suite(folder: Path) -> Path:
+    """The hostile files with the links and folders that a repository cannot hold."""
+    spec = importlib.util.spec_from_file_location("prepare", SHARED / "hostile" / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Path(module.prepare(folder))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return suite(tmp_path_factory.mktemp("hostile"))
+
+
+OUT_OF_REACH = {"bomb_constantofshape", "bomb_range", "bomb_pad", "bomb_resize", "split_bad_sum"}
+"""Refused for an operator that is not supported, before what is wrong with it can be seen."""
+
+
+@pytest.mark.parametrize("row", table("hostile/manifest.csv", "case"))
+def test_hostile_files(row: dict[str, str], hostile: Path) -> None:
+    found = kinds(hostile / row["file"])
+    if row["expected"] == "accept":
+        assert not found
+    elif row["expected"] == "reject":
+        assert row["reason"] in found or (row["case"] in OUT_OF_REACH and found == {"operator"})
+    else:
+        assert found <= {row["reason"]}
