@@ -136,6 +136,7 @@ def choose_s(gram: Array, rule: str, c: float) -> Array:
     return np.asarray(max(top_eigenvalue(root[:, None] * gram * root), 1e-9) * q / c)
 
 
+@np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
 def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[Array, ...] | None:
     """Multipliers t of a closed form: the covariance recursion from Y_0 = diag(start), None where it breaks down.
 
@@ -211,11 +212,13 @@ class Reduced:
     inputs: int
 
 
-def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float) -> Reduced | None:
+@np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, slack: float = 1.0) -> Reduced | None:
     """Eliminate the activations from the last to the first, raising t just enough that every pivot is definite.
 
-    t: per activation, or None to choose it from scratch (which works for every network and any slopes). margin: how far
-    below one the largest eigenvalue of (2T)^-1/2 G (2T)^-1/2 is kept.
+    t: per activation, or None to choose it from scratch, which works for every network and any slopes. margin: how far
+    below one the largest eigenvalue of (2T)^-1/2 G (2T)^-1/2 is kept for a given t. slack: how far above the least
+    feasible t a chosen one is, relative to it, at least. On a chain slack -> 0 gives the product of the layers' norms.
     """
     count, m = len(blocks.pre), blocks.outputs
     dual = count + 1
@@ -231,7 +234,7 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float) -> 
     for k in range(count, 0, -1):
         pre, a, b = blocks.pre[k - 1], blocks.alpha[k - 1], blocks.beta[k - 1]
         gram = -rows[k].pop(k, np.zeros((blocks.sizes[k], blocks.sizes[k])))
-        tk = _raised(gram, None if t is None else t[k - 1], margin)
+        tk = _chosen(gram, a, b, slack) if t is None else _raised(gram, t[k - 1], margin)
         chol = _cholesky(np.diag(2.0 * tk) - gram)
         if chol is None:
             return None
@@ -262,16 +265,28 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float) -> 
     return Reduced(t=tuple(used), ends=ends, inputs=n0) if np.all(np.isfinite(ends)) else None
 
 
-def _raised(gram: Array, t: Array | None, margin: float) -> Array:
+def _chosen(gram: Array, alpha: Array, beta: Array, slack: float) -> Array:
+    """The multipliers of one layer from scratch, 2 diag(t) - gram definite.
+
+    With gram = c I and one slope interval, what the layer passes on to v'v is least, c max(alpha^2, beta^2), for
+    2 t = c (1 + |alpha + beta| / (beta - alpha)).
+    """
+    level = max(top_eigenvalue(gram), 1e-12 * float(np.max(np.abs(gram), initial=0.0)))
+    span = np.maximum(beta - alpha, 1e-6 * np.maximum(np.abs(alpha), np.abs(beta)) + 1e-300)
+    lift = np.maximum(np.abs(alpha + beta) / span, slack)
+    return 0.5 * (level if level > 0.0 else 1.0) * (1.0 + lift)
+
+
+def _raised(gram: Array, t: Array, margin: float) -> Array:
     """t made large enough that 2 diag(t) - gram is definite."""
     n = gram.shape[0]
     top = float(np.max(np.abs(gram), initial=0.0))
-    if t is None:
-        level = max(top_eigenvalue(gram), 1e-12 * top)
-        return np.full(n, level if level > 0.0 else 1.0)
     t = np.where(np.isfinite(t) & (t > 0.0), t, 0.0)
-    floor = 1e-13 * max(float(t.max(initial=0.0)), top)
-    t = np.maximum(np.maximum(t, (1.0 + 1e-9) * np.diag(gram) / 2.0), floor if floor > 0.0 else 1.0)
+    # Neurons that feed nothing, or that nothing feeds, may carry any t: the others must not be measured by theirs.
+    usual = float(np.median(t[t > 0.0])) if np.any(t > 0.0) else 0.0
+    missing = 1e-13 * max(usual, top)
+    t = np.where(t > 0.0, t, missing if missing > 0.0 else 1.0)
+    t = np.maximum(t, (1.0 + 1e-9) * np.diag(gram) / 2.0)
     root = 1.0 / np.sqrt(2.0 * t)
     if not np.any(gram):
         return t
@@ -304,3 +319,8 @@ def closed_forms(blocks: Blocks, input_norm: str) -> Iterator[tuple[str, tuple[A
         t = forward_multipliers(blocks, rule, c, start)
         if t is not None and all(np.all(np.isfinite(x)) and np.all(x > 0) for x in t):
             yield f"{rule}({c:g})", t
+    if any(np.any(np.abs(a + b) < b - a) for a, b in zip(blocks.alpha, blocks.beta, strict=True)):
+        # slopes of both signs: the recursion, which shifts them to [0, 1], may lose against the product of norms
+        tight = backward_sweep(blocks, None, 0.0, slack=1e-6)
+        if tight is not None:
+            yield "product", tight.t

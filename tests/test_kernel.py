@@ -404,7 +404,7 @@ def test_dead_neurons_with_a_multiplier_of_zero():
     assert not accepts(alive, multipliers)
 
 
-# ------------------------------------------------------------------------------------------------ bounds and enumeration
+# ----------------------------------------------------------------------------------------------- bounds and enumeration
 
 
 def polished(net: Net, pair: tuple[str, str], rng) -> Multipliers:
@@ -597,7 +597,7 @@ def test_a_curved_input_block_must_not_be_dropped():
         assert not accepts(net, lower)
 
 
-# -------------------------------------------------------------------------------------------- matrices, norms, and roots
+# ------------------------------------------------------------------------------------------- matrices, norms, and roots
 
 
 def dense(values, radius=None) -> ExactSymmetric:
@@ -637,6 +637,8 @@ def test_no_hint_however_wrong_changes_the_decision(kind, monkeypatch):
 
     genuine = np.linalg.cholesky
     monkeypatch.setattr(np.linalg, "cholesky", false_cholesky)
+    if kind == "tiny":
+        monkeypatch.setattr(np.linalg, "solve", lambda a, b: np.zeros_like(b))
 
     def cut(m, at, radius=None) -> ExactSymmetric:
         edges = [0, *at, len(m)]

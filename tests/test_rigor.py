@@ -215,14 +215,13 @@ def test_a_cholesky_factor_full_of_nan_proves_nothing():
     assert not proved(np.diag([1.0, 2.0, math.nan]))
 
 
-def star(center, leaves, *, first: bool, extra=0):
-    """A row of ones around a small diagonal entry: indefinite, though every other row is diagonally dominant."""
-    n = leaves + 1 + extra
+def star(leaves, idle, *, first: bool):
+    """A hub, idle rows beside it, leaves: indefinite, though every row but the hub is diagonally dominant."""
+    n = leaves + idle + 1
     m = 1.01 * np.eye(n) + 0.001 * (np.ones((n, n)) - np.eye(n))
-    hub = 0 if first else n - 1
-    m[hub, :] = m[:, hub] = 1.0 / leaves
-    m[hub, hub] = center
-    return m
+    m[0, 1 + idle :] = m[1 + idle :, 0] = 1.0 / leaves
+    m[0, 0] = 0.3 / leaves
+    return m if first else m[::-1, ::-1]
 
 
 @pytest.fixture(params=["tiny", "projected", "perturbed", "unshifted", "nan"])
@@ -242,17 +241,18 @@ def false_factor(request, monkeypatch):
         return (factor * (1.001 if request.param == "perturbed" else 1.0), 0) if info == 0 else (np.eye(n), 0)
 
     monkeypatch.setattr(rigor.lapack, "dpotrf", false)
+    if request.param == "tiny":
+        monkeypatch.setattr(rigor.blas, "dtrsm", lambda scale, a, b, **options: np.zeros_like(b))
     return request.param
 
 
 def test_no_factor_however_wrong_proves_an_indefinite_matrix(false_factor):
     rng = np.random.default_rng(11)
-    for first in (True, False):
-        for leaves in (2, 5):
-            m = star(0.3 / leaves, leaves, first=first, extra=2)
-            assert not is_psd(m.tolist())
-            for cuts in ((), (2,), (leaves,), (1, 3)):
-                assert not proved(m, cuts)
+    for first, leaves, idle in itertools.product((True, False), (2, 5), (2, 7)):
+        m = star(leaves, idle, first=first)
+        assert not is_psd(m.tolist())
+        for cut in (0, 2, leaves, idle + 1):
+            assert not proved(m, (cut,) if cut else ())
     for _ in range(60):
         n = int(rng.integers(2, 8))
         m = random_psd(rng, n, n)
@@ -266,24 +266,18 @@ def test_no_factor_however_wrong_proves_an_indefinite_matrix(false_factor):
 
 
 def test_rounding_of_the_residual_is_part_of_the_proof(monkeypatch):
-    """A factor of P itself, not of the shifted P, leaves no residual: only the error terms are left to refuse it."""
+    """[[1, b], [b, fl(b^2)]] is indefinite where b^2 was rounded down, and its residual vanishes in floating point."""
     rng = np.random.default_rng(12)
-    genuine = rigor.lapack.dpotrf
     tried = 0
-    for _ in range(300):
-        n = int(rng.integers(4, 11))
-        b = rng.standard_normal((n, n - 1))
-        m = b @ b.T
-        m = np.tril(m) + np.tril(m, -1).T
-        scale = np.ldexp(1.0, -(np.frexp(np.diagonal(m))[1] // 2))
-        m = scale[:, None] * m * scale
-        factor, info = genuine(m, lower=1, clean=1)
-        if info != 0 or is_psd(m.tolist()):
+    for b in rng.uniform(0.75, 1.0, 400):
+        m = np.array([[1.0, b], [b, b * b]])
+        if is_psd(m.tolist()):
             continue
         tried += 1
+        factor = np.array([[1.0, 0.0], [b, 2.0**-40]])
         monkeypatch.setattr(rigor.lapack, "dpotrf", lambda a, factor=factor, **options: (factor, 0))
         assert not proved(m)
-    assert tried > 10
+    assert tried > 100
 
 
 def test_only_the_lower_triangle_of_a_diagonal_block_counts():

@@ -324,19 +324,11 @@ def approach(function: Any, end: Cut | None, side: int, t: Fraction, order: int 
     return tail(towards(function, end, side), _T, t, order)
 
 
-def settle(
-    function: Any, end: Cut | None, side: int, inner: Fraction | None = None
-) -> tuple[Fraction, Fraction, int] | None:
-    """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved.
-
-    inner: x must lie beyond this point.
-    """
+def settle(function: Any, end: Cut | None, side: int) -> tuple[Fraction, Fraction, int] | None:
+    """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved."""
     for order in (4, 9):
         for exponent in range(13 if end is None else 41):
             t = Fraction(2) ** exponent
-            x = place(end, side, t)
-            if inner is not None and (x - inner) * side <= 0:
-                continue
             try:
                 known = approach(function, end, side, t, order)
             except Undecided:
@@ -344,5 +336,5 @@ def settle(
             except Unsupported:
                 return None
             if known.sign or known.coefficient == 0:
-                return x, t, known.sign
+                return place(end, side, t), t, known.sign
     return None

@@ -111,7 +111,8 @@ def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
             window.append(end.at[0] if side < 0 else end.at[1])
             limits.append(None)
         elif end is None and period is not None:
-            window.append(side * period if other is None else other.at[1 if side > 0 else 0] + side * (period + 1))
+            inner = Fraction(0) if other is None else other.at[1 if side > 0 else 0]
+            window.append(Fraction(math.floor(inner)) + side * (period + 1))
             limits.append(None)
         else:
             start, limit, turn = _open_end(q, dq, end, side, slope=slope)

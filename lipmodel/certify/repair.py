@@ -87,14 +87,11 @@ def prove(
         return found.bound
 
     for origin, m in candidates:
-        for margin in MARGINS:
-            for trial in _trials_of(blocks, m, p, q, margin, origin):
-                if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9):
-                    break
-            else:
-                if best is None or time.monotonic() < deadline:
-                    continue
-            break
+        for trial in _all_trials(blocks, m, p, q, origin):
+            if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9):
+                break
+            if best is not None and time.monotonic() > deadline:
+                break
     if closed and (best is None or time.monotonic() < deadline):
         trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
         for trial in trials:
@@ -103,14 +100,25 @@ def prove(
     return best
 
 
-def _trials_of(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, margin: float, origin: str) -> Iterator[_Trial]:
+def _all_trials(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, origin: str) -> Iterator[_Trial]:
+    """The repaired versions of some multipliers, and last the multipliers as they are."""
     t = scaled_multipliers(blocks, m.t)
-    if t is None or len(m.g) != blocks.sizes[0] or len(m.s) != blocks.outputs:
+    if t is None or np.shape(m.g) != (blocks.sizes[0],) or np.shape(m.s) != (blocks.outputs,):
         return
-    reduced = backward_sweep(blocks, t, margin)
-    if reduced is not None:
-        s = _sanitised(np.asarray(m.s) / blocks.scale_out / blocks.scale_out)
-        yield from _finish(reduced, p, q, _sanitised(m.g), s, f"{origin}, margin {margin:g}")
+    g, s = _sanitised(m.g), _sanitised(np.asarray(m.s) / blocks.scale_out / blocks.scale_out)
+    for margin in MARGINS:
+        reduced = backward_sweep(blocks, t, margin)
+        if reduced is not None:
+            yield from _finish(reduced, p, q, g, s, f"{origin}, margin {margin:g}")
+    if all(np.all(x > 0.0) for x in t):
+        yield _Trial(estimate=_price(g, s, p, q), t=tuple(t), g=g, s=s, origin=f"{origin}, as it is")
+
+
+def _price(g: Array, s: Array, p: Norm, q: Norm) -> float:
+    """The bound that the ends give, in the scaled signals."""
+    left = float(g.max() if p == "2" else g.sum())
+    right = float(s.max() if q == "2" else s.sum())
+    return math.sqrt(left) * math.sqrt(right)
 
 
 def scaled_multipliers(blocks: Blocks, t: Sequence[Array]) -> list[Array] | None:
@@ -193,7 +201,7 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
     if not (math.isfinite(a) and a > 0.0):
         return None
     g, s = a * g0, b * s0
-    price = math.sqrt(float(g.max() if p == "2" else g.sum())) * math.sqrt(float(s.max() if q == "2" else s.sum()))
+    price = _price(g, s, p, q)
     return _Trial(estimate=price, t=reduced.t, g=g, s=s, origin=origin) if math.isfinite(price) else None
 
 

@@ -12,6 +12,7 @@ from lipmodel.errors import Reason, RefusedInput
 from lipmodel.network.increments import increments
 from lipmodel.network.onnx_file import read
 from lipmodel.network.onnx_import import load
+from lipmodel.report.tables import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def _needs_domain(reasons: Sequence[Reason]) -> bool:
 def _not_global(refusal: RefusedInput) -> list[str]:
     return [
         "there is no global Lipschitz constant: a bounded domain would be needed (this version: --domain global only)",
-        *(f"  - {r}" for r in refusal.reasons),
+        *(printable(f"  - {r}") for r in refusal.reasons),
     ]
 
 
@@ -115,5 +116,6 @@ def _missing_choice(network: Network, graph: dict[str, Any], choice: dict[str, A
     parts = []
     for key, flag in (("graph_input", "--graph-input"), ("graph_output", "--graph-output")):
         if choice[key] != graph[key]:
-            parts.append(f"{flag} NAME (or all) among {', '.join(map(str, listed[key]))}; shown here: {choice[key]}")
-    return "to solve it, choose " + ", and ".join(parts)
+            names = ", ".join(map(str, listed[key]))
+            parts.append(f"{flag} NAME (or all) among {names}; shown here: {choice[key]}")
+    return printable("to solve it, choose " + ", and ".join(parts))

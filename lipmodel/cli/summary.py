@@ -32,11 +32,13 @@ def network_summary(network: Network, *, width: int | None = None) -> list[str]:
                 kinds[part.activation.name] += len(part.index)
     count = sum(kinds.values())
     named = f" ({', '.join(f'{k} {n}' for k, n in kinds.items())})" if count else ""
-    operator_set = "no operator set" if source.opset is None else f"operator set {source.opset}"
+    written = "ONNX, no operator set" if source.opset is None else f"ONNX, operator set {source.opset}"
+    if source.producer:
+        written += f", producer {printable(source.producer)}"
     head = facts(
         [
             ("sha256", source.sha256),
-            ("format", f"ONNX, {operator_set}" + (f", producer {source.producer}" if source.producer else "")),
+            ("format", written),
             ("graph", _ports("inputs", source.graph_inputs) + "; " + _ports("outputs", source.graph_outputs)),
             ("input", f"{_shape(network.input_shape)}, {_count(network.input_size, 'number')}"),
             ("output", f"{_shape(network.output_shape)}, {_count(network.output_size, 'number')}"),
@@ -48,7 +50,8 @@ def network_summary(network: Network, *, width: int | None = None) -> list[str]:
     for node in network.order():
         op = network.op(node)
         stored = _parameters(op)
-        rows.append((node, type(op).__name__, _shape(network.shape(node)), str(stored) if stored else "", _detail(op)))
+        shape = _shape(network.shape(node))
+        rows.append((printable(node), type(op).__name__, shape, str(stored or ""), printable(_detail(op))))
     header = ("node", "operation", "shape", "parameters", "detail")
     return [printable(source.path or "a network made in Python"), *head, "", *table(header, rows, width=width)]
 
@@ -59,17 +62,18 @@ def file_summary(path: Path) -> list[str]:
 
     file = read(path)
     graph = file.model.graph
-    sets = ", ".join(f"{e.domain or 'ai.onnx'} {e.version}" for e in file.model.opset_import)
+    sets = ", ".join(f"{printable(e.domain) or 'ai.onnx'} {e.version}" for e in file.model.opset_import)
     weights = {t.name for t in graph.initializer}
-    operators = Counter(node.op_type for node in graph.node)
+    operators = Counter(printable(node.op_type) for node in graph.node)
+    producer = printable(file.model.producer_name)
     return [
         printable(str(path)),
         *facts(
             [
                 ("sha256", file.sha256()),
-                ("format", f"ONNX, operator set {sets}, producer {file.model.producer_name or 'not stated'}"),
-                ("inputs", ", ".join(i.name for i in graph.input if i.name not in weights)),
-                ("outputs", ", ".join(o.name for o in graph.output)),
+                ("format", f"ONNX, operator set {sets}, producer {producer or 'not stated'}"),
+                ("inputs", ", ".join(printable(i.name) for i in graph.input if i.name not in weights)),
+                ("outputs", ", ".join(printable(o.name) for o in graph.output)),
                 ("operators", ", ".join(f"{name} {n}" for name, n in sorted(operators.items()))),
             ]
         ),
@@ -77,7 +81,7 @@ def file_summary(path: Path) -> list[str]:
 
 
 def _ports(what: str, infos: Any) -> str:
-    return f"{what} {', '.join(map(str, infos))}"
+    return f"{what} {', '.join(printable(str(info)) for info in infos)}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -83,12 +83,11 @@ def read(source: str | os.PathLike[str] | bytes | Any) -> OnnxFile:
             raise _refused(label, "file-format", f"this is not an ONNX model: {error}") from error
     if not model.HasField("graph"):
         raise _refused(label, "file-format", "this is not an ONNX model: it has no graph")
-    try:
-        unknown = any(len(UnknownFieldSet(message)) for message in _messages(model))
-    except UnicodeDecodeError as error:
-        raise _refused(label, "file-format", f"a name is not text: {error}") from error
-    if unknown:
-        raise _refused(label, "file-format", "there are fields that ONNX does not define, or bytes after the end")
+    for message in _messages(model):
+        if len(UnknownFieldSet(message)):
+            raise _refused(label, "file-format", "there are fields that ONNX does not define, or bytes after the end")
+        if not _is_text(message):
+            raise _refused(label, "file-format", "a name is not text")
     digest = hashlib.sha256(content).digest()
     return OnnxFile(model=model, content=content, label=label, path=path, digest=digest)
 
@@ -109,14 +108,12 @@ def _refused(label: str, kind: str, message: str) -> RefusedInput:
 
 
 def _messages(root: Message) -> Iterator[Message]:
-    """Every message inside `root`, itself included, without recursion; raises UnicodeDecodeError where text is none."""
+    """Every message inside `root`, itself included, without recursion."""
     stack = [root]
     while stack:
         message = stack.pop()
         yield message
         for descriptor in message.DESCRIPTOR.fields:
-            if descriptor.type == FieldDescriptor.TYPE_STRING:
-                getattr(message, descriptor.name)  # text is decoded on access
             if descriptor.message_type is None:
                 continue
             value = getattr(message, descriptor.name)
@@ -124,6 +121,16 @@ def _messages(root: Message) -> Iterator[Message]:
                 stack.extend(value)
             elif message.HasField(descriptor.name):
                 stack.append(value)
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings of a message are UTF-8 (protobuf hands out the bytes of those that are not)."""
+    for descriptor in message.DESCRIPTOR.fields:
+        if descriptor.type == FieldDescriptor.TYPE_STRING:
+            value = getattr(message, descriptor.name)
+            if isinstance(value, bytes) or (not isinstance(value, str) and any(isinstance(v, bytes) for v in value)):
+                return False
+    return True
 
 
 _FLOATS = {

@@ -22,7 +22,7 @@ from lipmodel.network.ops import Constant, Elementwise, Linear, Op
 
 Array = np.ndarray[Any, Any]
 
-MAX_COMPUTED = 10**8
+MAX_COMPUTED = 5 * 10**7
 """The largest number of entries of all computed tensors together."""
 MAX_EXPANDED = 3 * 10**7
 """The largest number of entries of a matrix that an operator has to be expanded into."""

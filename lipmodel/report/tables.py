@@ -11,7 +11,7 @@ NARROWEST = 24
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped: names come from files, and a terminal obeys what it is sent."""
+    """The text with control characters and line ends escaped: names come from files, and terminals obey them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 

@@ -51,7 +51,8 @@ def solve_chain(
 
     time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is
     caught and returns the best point. BLAS runs on one thread. Never raises on a valid problem: at worst the closed
-    form of the start comes back. Neurons that no input reaches, or that do not reach the output, get harmless multipliers.
+    form of the start comes back. Neurons that no input reaches, or that do not reach the output, get harmless
+    multipliers.
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
