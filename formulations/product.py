@@ -12,7 +12,7 @@ class Product(lm.Formulation):
     taken. Always available, and linear in the size of the network but for the spectral norms.
     """
 
-    name, default_norm, aliases = "product", "2", ("autolip",)
+    name, default_norm = "product", "2"
     norms = {(p, q) for p in lm.NORMS for q in lm.NORMS}
 
     def build(self, system: lm.IncrementSystem, spec: lm.Spec) -> lm.NormExpression:

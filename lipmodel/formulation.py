@@ -25,7 +25,6 @@ class Formulation:
     name: ClassVar[str] = ""
     norms: ClassVar[set[tuple[str, str]]] = set()
     default_norm: ClassVar[str] = "2"
-    aliases: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -43,6 +42,7 @@ class Formulation:
 
 
 _REGISTERED: dict[str, type[Formulation]] = {}
+_ALIASES = {"autolip": "product"}
 _BUILT_IN = {
     "product": "lipmodel_formulations.product:Product",
     "lipsdp-neuron": "lipmodel_formulations.lipsdp:LipSDPNeuron",
@@ -72,6 +72,7 @@ def formulation_class(name: str) -> type[Formulation]:
     """The class behind a name or a `FILE.py:CLASS`. Raises UsageError."""
     if ".py:" in name or name.endswith(".py"):
         return _from_file(name)
+    name = _ALIASES.get(name, name)
     if name in _entry_points():
         from importlib import import_module
 

@@ -209,10 +209,15 @@ def _witness(network: Network, spec: Spec, bound: float, clock: Clock, say: Call
     budget = max(0.1, min(spent, clock.left()))
     with clock.stage("lower"):
         try:
-            return search(network, spec.input_norm, spec.output_norm, outputs=spec.outputs, time_limit=budget)
+            target = bound * (1.0 - 1e-10)
+            return search(
+                network, spec.input_norm, spec.output_norm, outputs=spec.outputs, time_limit=budget, target=target
+            )
         except KeyboardInterrupt:
             say("interrupted: no lower bound")
-            return None
+        except Exception as error:  # the search is untrusted, and a proved bound must not be lost to it
+            say(f"the search for a lower bound failed ({type(error).__name__}: {error}): please report it")
+        return None
 
 
 def _result(

@@ -90,6 +90,8 @@ def random_matrix(rng, kind):
         return a * float(kind)
     if kind == "small integers":
         return rng.integers(-3, 4, (m, n)).astype(float)
+    if kind == "grid":
+        return rng.integers(-(2**24), 2**24, (m, n)) * 2.0**-24
     if kind == "sparse":
         return a * (rng.random((m, n)) < 0.3)
     if kind == "rank one":
@@ -97,7 +99,7 @@ def random_matrix(rng, kind):
     return a
 
 
-KINDS = ["normal", "wide range", "subnormal", "1e38", "1e-38", "small integers", "sparse", "rank one"]
+KINDS = ["normal", "wide range", "subnormal", "1e38", "1e-38", "small integers", "grid", "sparse", "rank one"]
 
 
 # ------------------------------------------------------------------------------------------------ soundness
@@ -154,6 +156,9 @@ def test_repeated_sparse_entries_are_added_up():
         assert is_norm_at_most(exact, p, q, Fraction(bound))
         assert bound <= 5.000001
     assert matrix.nnz == 4, "the stored matrix was changed"
+    rounded = sp.csr_array((np.array([1.0, 2.0**-53]), np.array([0, 0]), np.array([0, 2])), shape=(1, 1))
+    for p, q in PAIRS:
+        assert induced_norm(Sparse(weights=rounded), p, q) > 1.0  # 1 + 2^-53, which is not a double
 
 
 def test_a_power_iteration_stopped_early_is_below_and_the_bound_is_not():
@@ -433,6 +438,16 @@ def test_exact_entry_norms_are_at_most_the_floating_point_ones(kind):
                 assert value is upper
             else:
                 assert value <= upper <= value * (1 + Fraction(1, 10**13))
+
+
+def test_squares_off_the_grid_are_not_taken_for_exact():
+    rng = np.random.default_rng(15)
+    for _ in range(20):
+        map = Dense(weights=rng.integers(-(2**24), 2**24, (3, 700)) * 2.0**-24)
+        rounded, exact = entry_norms(map), exact_entry_norms(map)
+        assert rounded.max_row_sum == exact.max_row_sum
+        assert rounded.max_row_2 >= exact.max_row_2
+        assert rounded.frobenius >= exact.frobenius
 
 
 @pytest.mark.parametrize("chunk", [3, 2_000_000])

@@ -1,11 +1,12 @@
 """Proved behaviour of an expression on a whole half-line x >= R: leading term, limit, sign.
 
-Every expression is rewritten exactly as a quotient of finite sums of terms c * x^a * exp(p(x)), where a is rational, p a
-polynomial without constant term (rational exponents allowed), and c a number or a polynomial in remainder symbols. A
-remainder symbol stands for a function of x whose values on the half-line are proved to lie in a ball: Lagrange's remainder
-of a Taylor expansion, the factor of the asymptotic form of erfc, a sine that oscillates for ever. Terms of one scale add up
-exactly, so what cancels does so symbolically; of different scales, all but the largest are bounded relative to it on all of
-[R, inf), by their ratio at R once that ratio is shown to decrease from there on.
+Every expression is rewritten exactly as a quotient of finite sums of terms c * x^a * exp(p(x)), where a is rational,
+p a polynomial without constant term (rational exponents allowed), and c a number or a polynomial in remainder
+symbols. A remainder symbol stands for a function of x whose values on the half-line are proved to lie in a ball:
+Lagrange's remainder of a Taylor expansion, the factor of the asymptotic form of erfc, a sine that oscillates for
+ever. Terms of one scale add up exactly, so what cancels does so symbolically; of different scales, all but the
+largest are bounded relative to it on all of [R, inf), by their ratio at R once that ratio is shown to decrease from
+there on.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class Scale:
         return (self.power > 0) - (self.power < 0)
 
     def bound(self, threshold: Fraction) -> arb:
-        """A ball that contains (0, sup] for a decaying scale on x >= threshold; Undecided if it is not decreasing there.
+        """A ball that contains (0, sup] for a decaying scale on x >= threshold; Undecided where it may increase.
 
-        x s'(x)/s(x) = power + sum degree rate x^degree must be negative: the top term outweighs the positive ones at the
-        threshold, hence beyond it.
+        x s'(x)/s(x) = power + sum degree rate x^degree must be negative: the top term outweighs the positive ones at
+        the threshold, hence beyond it.
         """
         r = rational(threshold)
         if self.rates:
@@ -117,8 +118,8 @@ def number_sign(number: Any) -> int:
 class Tail:
     """expression(x) = C(x) * s(x) on x >= threshold, with s a scale and C(x) in `coefficient`.
 
-    growth: whether s tends to infinity (1), is 1 (0) or tends to 0 (-1); limit: the exact limit of the expression, None if
-    it is infinite or not known; bounds: encloses all its values on the half-line, None if it grows.
+    growth: whether s tends to infinity (1), is 1 (0) or tends to 0 (-1); limit: the exact limit of the expression,
+    None if it is infinite or not known; bounds: encloses all its values on the half-line, None if it grows.
     """
 
     growth: int
@@ -135,8 +136,8 @@ class Tail:
 def tail(expression: Any, variable: Any, threshold: Fraction, order: int = 4) -> Tail:
     """What can be proved of a smooth expression for variable >= threshold (at least 1).
 
-    variable: a positive symbol; order: the highest power that Taylor expansions keep exactly, so that as many cancellations
-    are seen. Raises Undecided where a larger threshold may succeed, Unsupported where none will.
+    variable: a positive symbol; order: the highest power that Taylor expansions keep exactly, so that as many
+    cancellations are seen. Raises Undecided where a larger threshold may succeed, Unsupported where none will.
     """
     with ctx.workprec(_PRECISION):
         expansion = _Expansion(variable=variable, threshold=threshold, order=order)
@@ -311,10 +312,10 @@ class _Expansion:
         return result
 
     def shortened(self, q: _Quotient) -> _Quotient:
-        """The same function with its smallest terms united, each of their coefficients being bounded, where it is long."""
+        """The same function; where it has many terms, the smallest are united in one bounded term."""
         if len(q.above) <= _KEPT or q.below != _UNIT:
             return q
-        order = sorted(q.above, key=cmp_to_key(lambda s, t: (t * s ** Fraction(-1)).growth()))
+        order = sorted(q.above, key=cmp_to_key(_faster))
         kept = {scale: q.above[scale] for scale in order[:_KEPT]}
         scale, total, _ = self._dominant({s: q.above[s] for s in order[_KEPT:]})
         return _add(_Quotient(kept, _UNIT), _term(scale, self.remainder(total)))
@@ -388,6 +389,11 @@ _RULES: dict[Any, Callable[[_Expansion, Any], _Quotient]] = {
 }
 
 _UNIT: Terms = {ONE: sympy.Integer(1)}
+
+
+def _faster(a: Scale, b: Scale) -> int:
+    """-1 where a outgrows b."""
+    return (b * a ** Fraction(-1)).growth()
 
 
 def _number(value: Any) -> _Quotient:

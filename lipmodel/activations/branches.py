@@ -1,8 +1,8 @@
 """Cutting an expression with Abs, Min, Max, sign and Piecewise into smooth branches on consecutive intervals.
 
-Every non-smooth part switches where some function of x vanishes. All zeros of these functions are located, exactly where
-they are roots of polynomials and in proved enclosures otherwise; between two neighbouring zeros each switch has one
-position, which a single sample point decides.
+Every non-smooth part switches where some function of x vanishes. All zeros of these functions are located, exactly
+where they are roots of polynomials and in proved enclosures otherwise; between two neighbouring zeros each switch has
+one position, which a single sample point decides.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -18,7 +19,7 @@ from flint import arb, ctx
 from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail
 from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Expression, from_sympy
-from lipmodel.activations.signs import Cell, Unresolved, zero_cells
+from lipmodel.activations.signs import Cell, Unresolved, simplest, zero_cells
 from lipmodel.errors import NotLipschitz, UsageError
 
 X = sympy.Symbol("x", real=True)
@@ -39,12 +40,11 @@ _STEPS = (sympy.floor, sympy.ceiling, sympy.frac, sympy.Mod)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A point between branches: enclosed, exact where known; `seamless`: by an Abs, Max or Min of the given function."""
+    """A point between branches, where `function` has a zero: enclosed, and exact (a number of sympy) where known."""
 
     at: tuple[Fraction, Fraction]
     exact: Any = None
     function: Any = None
-    seamless: bool = False
 
     def __str__(self) -> str:
         return f"{float((self.at[0] + self.at[1]) / 2):.12g}"
@@ -60,7 +60,7 @@ class Branch:
 
 
 def prepare(expression: Any, params: Mapping[str, float]) -> Any:
-    """The expression with its variable renamed to X and its floats and parameters replaced by the rationals they are."""
+    """The expression in X, with floats and parameters replaced by the rationals they are."""
     e = sympy.sympify(expression)
     free = [s for s in e.free_symbols if s.name not in params]
     if len(free) != 1:
@@ -89,13 +89,11 @@ def branches(
     if node is None:
         yield Branch(left=left, right=right, expression=e)
         return
-    seamless = isinstance(node, sympy.Abs | sympy.Max | sympy.Min)
     cuts: list[Cut] = []
     for function in _functions(node):
-        for cut in zeros(function, left, right, seamless=seamless):
+        for cut in zeros(function, left, right):
             _insert(cuts, cut)
-    edges = [left, *cuts, right]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise([left, *cuts, right]):
         chosen = _position(node, sample(a, b))
         if chosen is None:
             yield Branch(left=a, right=b, expression=None)
@@ -105,20 +103,27 @@ def branches(
             yield from branches(e.xreplace({node: chosen}), a, b, passed)
 
 
+def continuous(e: Any) -> bool:
+    """Whether all that switches in an expression is Abs, Max or Min of smooth parts: it is continuous, then."""
+    kinds = (sympy.Abs, sympy.Max, sympy.Min)
+    return all(isinstance(node, kinds) for node in sympy.postorder_traversal(e) if _switches(node))
+
+
 def _switch(e: Any, passed: frozenset[Any]) -> Any:
     """The first innermost part of an expression whose behaviour may change with x."""
-    for node in sympy.postorder_traversal(e):
-        if node in passed or not node.has(X):
-            continue
-        if isinstance(node, _SWITCHES):
-            return node
-        if isinstance(node, sympy.log) and not node.args[0].is_positive:
-            return node
-        if node.is_Pow and not isinstance(node, sympy.exp):
-            whole = node.exp.is_Integer
-            if (whole and node.exp < 0 and not _nonzero(node.base)) or (not whole and not node.base.is_positive):
-                return node
-    return None
+    return next((n for n in sympy.postorder_traversal(e) if _switches(n) and n not in passed), None)
+
+
+def _switches(node: Any) -> bool:
+    if not node.has(X):
+        return False
+    if isinstance(node, sympy.log):
+        return not node.args[0].is_positive
+    if node.is_Pow and not isinstance(node, sympy.exp):
+        if node.exp.is_Integer:
+            return bool(node.exp < 0 and not _nonzero(node.base))
+        return not node.base.is_positive
+    return isinstance(node, _SWITCHES)
 
 
 def _nonzero(e: Any) -> bool:
@@ -175,6 +180,8 @@ def _holds(relation: Any, at: Fraction) -> Any:
 
 def sample(left: Cut | None, right: Cut | None) -> Fraction:
     """A rational strictly between two cuts."""
+    if left is not None and right is not None and left.at[1] >= right.at[0]:
+        raise NotLipschitz(f"two switches near x = {left} are too close to be told apart")
     if left is None:
         return Fraction(0) if right is None else right.at[0] - 1
     return left.at[1] + 1 if right is None else (left.at[1] + right.at[0]) / 2
@@ -195,15 +202,15 @@ def sign_at(function: Any, at: Fraction) -> int:
     raise NotLipschitz(f"the sign of {function} at {float(at):g} could not be determined")
 
 
-def zeros(function: Any, left: Cut | None, right: Cut | None, *, seamless: bool) -> list[Cut]:
-    """All zeros of a function strictly between two cuts, each an exact point or an enclosure; NotLipschitz if unproved."""
+def zeros(function: Any, left: Cut | None, right: Cut | None) -> list[Cut]:
+    """All zeros of a function strictly between two cuts, exact or enclosed; NotLipschitz where that is not proved."""
     if not function.has(X):
         return []
     if function.is_rational_function(X):
         numerator = sympy.Poly(sympy.fraction(sympy.together(function))[0], X)
         found = _roots(numerator)
         if found is not None:
-            return [c for c in (_cut(r, function, seamless) for r in found) if _between(left, c, right)]
+            return [c for c in (_cut(r, function) for r in found) if _between(left, c, right)]
     try:
         cells = _numerical_zeros(function, left, right)
     except (Unresolved, Unsupported, UsageError) as error:
@@ -212,11 +219,32 @@ def zeros(function: Any, left: Cut | None, right: Cut | None, *, seamless: bool)
         ) from None
     cuts = []
     for cell in cells:
-        exact = sympy.Rational(cell[0].numerator, cell[0].denominator) if cell[0] == cell[1] else None
-        cut = Cut(at=cell, exact=exact, function=function, seamless=seamless)
+        at = _single(function, cell)
+        exact = sympy.Rational(at[0].numerator, at[0].denominator) if at[0] == at[1] else None
+        cut = Cut(at=at, exact=exact, function=function)
         if _between(left, cut, right):
             cuts.append(cut)
     return cuts
+
+
+def _single(function: Any, cell: Cell) -> Cell:
+    """A cell in which the function is proved to have at most one zero, narrowed to it where it is a simple rational.
+
+    Several zeros could hide a branch between them that neither side shows. One derivative of constant sign on the cell
+    leaves one zero, if all lower ones vanish at a common point of it (Taylor).
+    """
+    point = simplest(*cell)
+    exact = sympy.Rational(point.numerator, point.denominator)
+    derivative, order = function, 0
+    while order < 8 and sympy.simplify(derivative.subs(X, exact)) == 0:
+        derivative, order = sympy.diff(derivative, X), order + 1
+    if order == 0:
+        derivative = sympy.diff(function, X)
+    with ctx.workprec(256):
+        steep = from_sympy(derivative, X).ball(ball(cell))
+    if not steep.is_finite() or steep.contains(0):
+        raise NotLipschitz(f"the zeros of {function} near x = {float(cell[0]):.6g} could not be told apart")
+    return (point, point) if order else cell
 
 
 def _roots(p: Any) -> list[Any] | None:
@@ -231,18 +259,18 @@ def _roots(p: Any) -> list[Any] | None:
     return None
 
 
-def _cut(root: Any, function: Any, seamless: bool) -> Cut:
+def _cut(root: Any, function: Any) -> Cut:
     if root.is_Rational:
         value = Fraction(int(root.p), int(root.q))
-        return Cut(at=(value, value), exact=root, function=function, seamless=seamless)
+        return Cut(at=(value, value), exact=root, function=function)
     if isinstance(root, sympy.CRootOf):
         middle = root.eval_rational(_EPSILON)
         at = (Fraction(str(middle - _EPSILON)), Fraction(str(middle + _EPSILON)))
-        return Cut(at=at, exact=root, function=function, seamless=seamless)
+        return Cut(at=at, exact=root, function=function)
     with ctx.workprec(256):
-        at = rational_ends(from_sympy(root, X).ball(arb(0)))
-    assert at is not None
-    return Cut(at=at, exact=root, function=function, seamless=seamless)
+        ends = rational_ends(from_sympy(root, X).ball(arb(0)))
+    assert ends is not None
+    return Cut(at=ends, exact=root, function=function)
 
 
 def _order(a: Cut, b: Cut) -> int:
@@ -270,12 +298,9 @@ def _between(left: Cut | None, cut: Cut, right: Cut | None) -> bool:
 def _insert(cuts: list[Cut], cut: Cut) -> None:
     for i, other in enumerate(cuts):
         order = _order(cut, other)
-        if order == 0:
-            if not cut.seamless:
-                cuts[i] = Cut(at=other.at, exact=other.exact, function=other.function, seamless=False)
-            return
-        if order < 0:
-            cuts.insert(i, cut)
+        if order <= 0:
+            if order < 0:
+                cuts.insert(i, cut)
             return
     cuts.append(cut)
 
@@ -304,7 +329,7 @@ def regular(formulas: tuple[Expression, ...], end: Cut) -> bool:
 
 
 def towards(function: Any, end: Cut | None, side: int) -> Any:
-    """A function in the coordinate t that tends to infinity as x tends to an end of its interval (side -1 left, 1 right)."""
+    """A function of t, where t -> inf as x tends to an end of its interval (side -1 left, 1 right)."""
     if end is None:
         return function.subs(X, side * _T)
     if end.exact is None:
@@ -313,7 +338,7 @@ def towards(function: Any, end: Cut | None, side: int) -> Any:
 
 
 def place(end: Cut | None, side: int, t: Fraction) -> Fraction:
-    """An x such that everything between it and the end lies beyond t; where the end is not rational, closer by a hair."""
+    """An x such that all between it and the end lies beyond t; where the end is not rational, closer by a hair."""
     if end is None:
         return side * t
     return (end.at[1] if side > 0 else end.at[0]) - side / t

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def enclose(activation: Activation, x: arb) -> arb:
-    """A ball around f(x) for every point of the ball x: the hull over pieces, ends and turning points; NaN if undefined."""
+    """A ball around f(x) for every point of the ball x; NaN where f is not defined."""
     if not x.is_finite():
         return _wide(activation, (-math.inf, math.inf)) if not x.is_nan() else arb.nan()
     span = outward(x)

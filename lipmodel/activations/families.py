@@ -1,7 +1,8 @@
 """The frozen families of activations: for each ONNX operator its pieces, as a function of its exact parameters.
 
-Every family carries the sympy expression that it was derived from. Points where a derivative turns are decimal strings of
-40 digits, enclosed by one unit of their last digit. The test suite derives every family again from its expression.
+Every family carries the sympy expression that it was derived from. Points where a derivative turns are decimal
+strings of 40 digits, enclosed by one unit of their last digit. The test suite derives every family again from its
+expression.
 """
 
 from __future__ import annotations
@@ -149,23 +150,23 @@ def _swish(beta: Fraction) -> Shape:
 
 _U = "sqrt(2/pi)*(x + 8943/200000*x**3)"
 _DU = "sqrt(2/pi)*(1 + 26829/200000*x**2)"
-_GELU = dict(
-    slope_turns=[decimal(s + "1.4142135623730950488016887242096980785697") for s in ("-", "")],
-    value_turns=[decimal("-0.7517915246935644574579049467795240396645")],
-    slopes=(0, 1),
-    values=(0, INF),
-)
-_GELU_TANH = _GELU | dict(
-    slope_turns=[decimal(s + "1.4185040087908283555480335455996426979242") for s in ("-", "")],
-    value_turns=[decimal("-0.7524614220710162584879544432889160906054")],
-)
-_MISH = _GELU | dict(
-    slope_turns=[
+_GELU = {
+    "slope_turns": [decimal(s + "1.4142135623730950488016887242096980785697") for s in ("-", "")],
+    "value_turns": [decimal("-0.7517915246935644574579049467795240396645")],
+    "slopes": (0, 1),
+    "values": (0, INF),
+}
+_GELU_TANH = _GELU | {
+    "slope_turns": [decimal(s + "1.4185040087908283555480335455996426979242") for s in ("-", "")],
+    "value_turns": [decimal("-0.7524614220710162584879544432889160906054")],
+}
+_MISH = _GELU | {
+    "slope_turns": [
         decimal("-2.2563763963607931200057485439501639062640"),
         decimal("1.4905711794854284592944189081979098211278"),
     ],
-    value_turns=[decimal("-1.1924312145154952121375883404207394056007")],
-)
+    "value_turns": [decimal("-1.1924312145154952121375883404207394056007")],
+}
 _HALF_PI = Expression(text="pi/2")
 _HALF_TURN = Expression(text="pi")
 

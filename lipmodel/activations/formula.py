@@ -1,8 +1,8 @@
 """Formulas in one real variable that read the same in floats, in balls, in rationals and in sympy.
 
 An `Expression` is text in the common subset of Python and sympy, e.g. ``alpha*expm1(x)``: rational constants, ``pi``,
-``E``, the variable ``x``, named parameters, ``+ - * / **`` and the functions of `FUNCTIONS`. Text can be frozen, read and
-compared; it is parsed once into a small tree, never executed. `Affine` is the exact special case.
+``E``, the variable ``x``, named parameters, ``+ - * / **`` and the functions of `FUNCTIONS`. Text can be frozen, read
+and compared; it is parsed once into a small tree, never executed. `Affine` is the exact special case.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def evaluate_ball(text: str, names: Mapping[str, arb], parameters: Mapping[str, 
 def from_sympy(expression: Any, variable: Any) -> Expression:
     """The `Expression` of a sympy expression of `variable`; UsageError if it uses what no ball can evaluate.
 
-    Common subexpressions of a long one are named (``t0 = exp(x); t0/(1 + t0)``), so that it is evaluated in linear time.
+    Common subexpressions of a long one are named (``t0 = exp(x); t0/(1 + t0)``), so that it is evaluated in linear
+    time.
     """
     import sympy
 

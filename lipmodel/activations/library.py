@@ -53,13 +53,14 @@ def activation(what: Any, /, **params: float | str) -> Activation:
 def register(name: str, expression: Any, *, aliases: tuple[str, ...] = (), **params: float) -> Activation:
     """Make an activation known by its sympy expression alone; slopes, breakpoints and limits are derived and proved.
 
-    expression: in one real variable, of rational operations, powers, exp, log, sqrt, sin, cos, sinh, cosh, tanh, asinh,
-    atan, erf, erfc, Abs, Min, Max, sign, Heaviside and Piecewise; a string is parsed by sympy. Floats in it are taken as
-    the binary numbers they are. params: the values of its other symbols, which `activation(name, **params)` may change.
+    expression: in one real variable, of rational operations, powers, exp, log, sqrt, sin, cos, sinh, cosh, tanh,
+    asinh, atan, erf, erfc, Abs, Min, Max, sign, Heaviside and Piecewise; a string is parsed by sympy. Floats in it
+    are taken as the binary numbers they are. params: the values of its other symbols, which `activation(name,
+    **params)` may change.
 
-    Raises UsageError for a name in use by the library or an expression of more than one free symbol, and NotLipschitz with
-    the reason where nothing can be proved. An activation that is Lipschitz on bounded intervals only is accepted; its
-    `slopes` then refuses the intervals on which it is not.
+    Raises UsageError for a name in use by the library or an expression of more than one free symbol, and NotLipschitz
+    with the reason where nothing can be proved. An activation that is Lipschitz on bounded intervals only is
+    accepted; its `slopes` then refuses the intervals on which it is not.
     """
     import sympy
 
@@ -141,10 +142,12 @@ def _built(name: str, params: tuple[tuple[str, float], ...]) -> Activation:
 
 @lru_cache(maxsize=256)
 def _derived(name: str, expression: Any, params: tuple[tuple[str, float], ...]) -> Activation:
-    from lipmodel.activations.derive import derive
+    from lipmodel.activations.derive import cross_check, derive
 
     shape = derive(expression, dict(params), name=name)
-    return Activation(name=name, params=params, expression=str(expression), pieces=shape.pieces, joints=shape.joints)
+    result = Activation(name=name, params=params, expression=str(expression), pieces=shape.pieces, joints=shape.joints)
+    cross_check(result, expression, dict(params))
+    return result
 
 
 def _numbers(name: str, params: dict[str, Any]) -> dict[str, float]:

@@ -60,7 +60,7 @@ def affine_piece(slope: Number, intercept: Number, lower: Place | None = None, u
 def piecewise_affine(
     breaks: Sequence[Fraction], maps: Sequence[tuple[Number, Number]], at_breaks: object = None
 ) -> Shape:
-    """(slope, intercept) maps between increasing breaks; `at_breaks`: the value at every break where the sides disagree."""
+    """(slope, intercept) maps between increasing breaks; `at_breaks`: the value at breaks where the sides disagree."""
     edges: list[Place | None] = [None, *(exact(b) for b in breaks), None]
     pieces = tuple(affine_piece(*m, edges[i], edges[i + 1]) for i, m in enumerate(maps))
     joints = []

@@ -35,8 +35,8 @@ def zero_cells(
 ) -> list[Cell]:
     """Cells [a, b], increasing, outside which `function` has no zero in [lower, upper]; a = b where the zero is a.
 
-    scale: where given, a cell may also stay wider if |function| * width <= 2^-80 scale on it (an antiderivative then varies
-    by no more than that). Raises Unresolved where the function is not finite or the budget is spent.
+    scale: where given, a cell may also stay wider if |function| * width <= 2^-80 scale on it (an antiderivative then
+    varies by no more than that). Raises Unresolved where the function is not finite or the budget is spent.
     """
     with ctx.workprec(_PRECISION):
         search = _Search(function.ball, derivative.ball, scale)
@@ -56,7 +56,14 @@ def variation(function: Formula, derivative: Formula, cell: Cell) -> arb:
 
 
 def _sign(value: arb) -> int:
+    if not value.is_finite():
+        return 0
     return 1 if value > 0 else -1 if value < 0 else 0
+
+
+def _width(a: Fraction) -> Fraction:
+    """How narrow a cell at a needs to be."""
+    return _WIDTH * max(Fraction(1), abs(a))
 
 
 class _Search:
@@ -93,7 +100,7 @@ class _Search:
                 self._isolate(a, b, _sign(slope))
                 return True
         width = b - a
-        if width <= _WIDTH * max(1, abs(a)):
+        if width <= _width(a):
             if not value.is_finite():
                 raise Unresolved((a + b) / 2, "it is not bounded")
             self.cells.append((a, b))
@@ -108,7 +115,7 @@ class _Search:
         if _sign(self.f(rational(a))) == slope or _sign(self.f(rational(b))) == -slope:
             return
         for step in range(10_000):
-            if b - a <= _WIDTH * max(1, abs(a)):
+            if b - a <= _width(a):
                 break
             # A simple rational zero deserves to be found exactly, and is among the first few candidates.
             candidates = [simplest(a, b)] if step % 16 == 0 and step < 64 else []
@@ -123,7 +130,7 @@ class _Search:
                     return
                 else:
                     # The zero is within the error of an evaluation: enclose it a little wider and stop.
-                    half = _WIDTH * max(1, abs(middle)) / 2
+                    half = _width(middle) / 2
                     low, high = max(a, middle - half), min(b, middle + half)
                     if (low == a or _sign(self.f(rational(low))) == -slope) and (
                         high == b or _sign(self.f(rational(high))) == slope

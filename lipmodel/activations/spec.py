@@ -1,8 +1,8 @@
 """Scalar activations with proved slope intervals.
 
-For f continuous and piecewise C1 on [lo, hi] the difference quotients (f(x) - f(y)) / (x - y) lie between the least and the
-greatest value of f' there, one-sided limits at breakpoints included (mean value theorem), and no smaller interval holds
-them all. `Activation.slopes` encloses these two numbers by doubles rounded outward.
+For f continuous and piecewise C1 on [lo, hi] the difference quotients (f(x) - f(y)) / (x - y) lie between the least
+and the greatest value of f' there, one-sided limits at breakpoints included (mean value theorem), and no smaller
+interval holds them all. `Activation.slopes` encloses these two numbers by doubles rounded outward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from lipmodel.activations.formula import Affine, Array
+from lipmodel.activations.formula import Affine, Array, Expression
 from lipmodel.activations.tracks import (
     Bounds,
     Lattice,
@@ -54,8 +54,9 @@ class Joint:
 class Activation:
     """A scalar function with all that its slope intervals need.
 
-    name, params: an ONNX operator type and its attributes, or what the user registered; expression: the sympy expression
-    that everything was derived from, as text; pieces: from left to right; frozen: the stored global slope interval.
+    name, params: an ONNX operator type and its attributes, or what the user registered; expression: the sympy
+    expression that everything was derived from, as text; pieces: from left to right; frozen: the stored global slope
+    interval.
     """
 
     name: str
@@ -101,18 +102,19 @@ class Activation:
     @overload
     def slopes(self, lo: Array, hi: Array) -> tuple[Array, Array]: ...
     def slopes(self, lo: Any = -math.inf, hi: Any = math.inf) -> Any:
-        """[alpha, beta] with alpha <= (f(x) - f(y)) / (x - y) <= beta for all x != y in [lo, hi]; proved, rounded outward.
+        """Proved [alpha, beta] with alpha <= (f(x) - f(y)) / (x - y) <= beta for all x != y in [lo, hi].
 
-        lo, hi: numbers or arrays (broadcast together; then alpha and beta are arrays of their shape), infinite ends
-        allowed. For lo = hi: the hull of the one-sided derivatives. Raises NotLipschitz with the reason and the place where
-        the function jumps, is not defined or has an unbounded derivative in the interval; UsageError for lo > hi or NaN.
+        Rounded outward. lo, hi: numbers or arrays (broadcast together; then alpha and beta are arrays of their shape),
+        infinite ends allowed. For lo = hi: the hull of the one-sided derivatives. Raises NotLipschitz with the reason
+        and the place where the function jumps, is not defined or has an unbounded derivative in the interval;
+        UsageError for lo > hi or NaN.
         """
         if np.ndim(lo) == 0 and np.ndim(hi) == 0:
             return self._slopes(float(lo), float(hi))
         return self._many(np.asarray(lo, dtype=np.float64), np.asarray(hi, dtype=np.float64))
 
     def value_range(self, lo: float = -math.inf, hi: float = math.inf) -> tuple[float, float]:
-        """Proved bounds, rounded outward, of f over [lo, hi]; infinite where none are known. Raises as `slopes` does."""
+        """Proved bounds, rounded outward, of f over [lo, hi]; infinite where none are known."""
         lo, hi = _interval(lo, hi)
         for joint in self.joints:
             if joint.gap and joint.touches(lo, hi):
@@ -204,8 +206,8 @@ class Activation:
             above = -np.inf if piece.lower is None else float(piece.lower[0])
             mask = ~done & (x >= above) & (x <= below)
             if mask.all():
-                return _mended(track(piece), x)
-            result[mask] = _mended(track(piece), x[mask])
+                return _mended(track(piece), piece, x)
+            result[mask] = _mended(track(piece), piece, x[mask])
             done |= mask
         return result
 
@@ -228,8 +230,8 @@ def _lattice_place(lattice: Lattice, k: float) -> str:
     return at if math.isinf(k) else f"{float(lattice.offset.ball(arb(0)) + arb(k) * lattice.spacing.ball(arb(0))):g}"
 
 
-def _mended(track: Track, x: Array) -> Array:
-    """float64 values of a formula; where its intermediate results overflow, the value comes from a ball instead."""
+def _mended(track: Track, piece: Piece, x: Array) -> Array:
+    """float64 values of a formula; where intermediate results overflow or an end is a limit, from balls instead."""
     y = track.formula.floats(x)
     lost = ~np.isfinite(y) & np.isfinite(x)
     if not lost.any():
@@ -237,9 +239,12 @@ def _mended(track: Track, x: Array) -> Array:
     from flint import arb, ctx
 
     y = np.array(y)
+    ends = [(e[0], limit) for e, limit in ((piece.lower, track.left), (piece.upper, track.right)) if e]
+    limits = {float(e): limit for e, limit in ends if isinstance(limit, Affine | Expression)}
     with ctx.workprec(192):
         for index in zip(*np.nonzero(lost), strict=True):
-            enclosure = track.formula.ball(arb(float(x[index])))
+            at = float(x[index])
+            enclosure = limits[at].ball(arb(0)) if at in limits else track.formula.ball(arb(at))
             if enclosure.is_finite():
                 y[index] = float(enclosure)
     return y

@@ -1,7 +1,8 @@
 """Ranges of functions that are monotone between known points: the engine under slopes and value ranges.
 
-A `Track` is one smooth function on one piece of the line (an activation, or its derivative) with all points between which
-it is monotone. Its range over an interval is then the hull of finitely many point values, each enclosed in balls.
+A `Track` is one smooth function on one piece of the line (an activation, or its derivative) with all points between
+which it is monotone. Its range over an interval is then the hull of finitely many point values, each enclosed in
+balls.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ Place = tuple[Fraction | float, Fraction | float]
 """lower <= x <= upper, where the ends may be infinite; the two agree where x is exact."""
 
 Limit = Formula | float | str | None
-"""The limit of a track at an open end: a constant formula, +-inf, the reason why there is none, or None: evaluate it."""
+"""The limit at an open end: a constant formula, +-inf, the reason why there is none, or None: evaluate there."""
 
 _START, _STOP, _CEILING = 96, 1536, 1 << 14
+_EVERYTHING: Bounds = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A place outside which the track is monotone on both sides; `bounds` encloses its values there where they are known."""
+    """A place between monotone stretches of a track; `bounds` encloses its values there where they are known."""
 
     at: Place
     bounds: Bounds | None = None
@@ -42,7 +44,7 @@ class Lattice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """A function that is monotone between consecutive turns; `left` and `right` are its limits at the ends of the piece."""
+    """A function that is monotone between consecutive turns; `left` and `right` are its limits at the ends."""
 
     formula: Formula
     turns: tuple[Turn, ...] = ()
@@ -53,7 +55,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One smooth piece of an activation on (lower, upper), None for an infinite end: the function and its derivative."""
+    """One smooth piece of an activation on (lower, upper), None for an infinite end: f and its derivative."""
 
     lower: Place | None = None
     upper: Place | None = None
@@ -68,7 +70,7 @@ class Piece:
 
 
 def track_range(track: Track, piece: Piece, lo: float, hi: float) -> Bounds:
-    """Outward doubles around the range of a track over [lo, hi] within its piece; NotLipschitz where a limit is a reason."""
+    """Outward doubles around the range of a track over [lo, hi] in its piece; NotLipschitz where there is no limit."""
     formula = track.formula
     if isinstance(formula, Affine) and not formula.slope:
         return tight(formula, (Fraction(0), Fraction(0)))
@@ -90,13 +92,16 @@ def hull(found: list[Bounds]) -> Bounds:
 
 
 def _end(track: Track, piece: Piece, side: int, at: Place | None, *, own: bool) -> list[Bounds]:
-    """The value of a track at one end of the range: at a point of the query (own), or the limit at the end of the piece."""
+    """The value of a track at one end of a range: a point of the query (own), or the end of the piece."""
     assert at is not None
+    limit = track.left if side < 0 else track.right
+    inside = own and math.isfinite(at[0])
+    if not inside and isinstance(limit, str):
+        raise NotLipschitz(limit)
     if any(t.bounds is not None and t.at[0] <= at[0] and at[1] <= t.at[1] for t in track.turns):
         return []
-    limit = track.left if side < 0 else track.right
-    if math.isfinite(at[0]) and (own or limit is None):
-        value = tight(track.formula, at)
+    if inside or limit is None:
+        value = tight(track.formula, at) if math.isfinite(at[0]) else _EVERYTHING
         return [value] if _finite(value) else _from_limit(track, piece, at[0])
     return [limit_bounds(limit)]
 
@@ -106,7 +111,7 @@ def limit_bounds(limit: Limit) -> Bounds:
     if isinstance(limit, str):
         raise NotLipschitz(limit)
     if limit is None:
-        return (-math.inf, math.inf)
+        return _EVERYTHING
     if isinstance(limit, float):
         return (limit, limit)
     return tight(limit, (Fraction(0), Fraction(0)))
@@ -119,7 +124,7 @@ def _from_limit(track: Track, piece: Piece, x: Fraction | float) -> list[Bounds]
     on the other side that is still beyond all turns.
     """
     side = 1 if x > 0 else -1
-    if (piece.upper if side > 0 else piece.lower) is None and track.lattice is None:
+    if math.isfinite(x) and (piece.upper if side > 0 else piece.lower) is None and track.lattice is None:
         limit = limit_bounds(track.right if side > 0 else track.left)
         inner = [*(e for t in track.turns for e in t.at), *(e for b in (piece.lower, piece.upper) if b for e in b)]
         bound = max((side * e for e in inner), default=Fraction(0))
@@ -129,7 +134,7 @@ def _from_limit(track: Track, piece: Piece, x: Fraction | float) -> list[Bounds]
             if _finite(value):
                 return [limit, value]
             further_in /= 2
-    return [(-math.inf, math.inf)]
+    return [_EVERYTHING]
 
 
 def _finite(bounds: Bounds) -> bool:
@@ -164,8 +169,8 @@ def lattice_indices(lattice: Lattice, lo: float, hi: float) -> tuple[float, floa
 def tight(formula: Formula, at: Place) -> Bounds:
     """Outward doubles around the value of a formula at a place, as tight as its exactness allows.
 
-    The precision grows until the two doubles are neighbours; what cancels beyond reach, or is below the subnormal numbers,
-    keeps a wider enclosure, which is still one.
+    The precision grows until the two doubles are neighbours; what cancels beyond reach, or is below the subnormal
+    numbers, keeps a wider enclosure, which is still one.
     """
     from lipmodel.activations.balls import float_down, float_up
 
@@ -181,7 +186,7 @@ def _tight(formula: Expression, lower: Fraction, upper: Fraction) -> Bounds:
 
     from lipmodel.activations.balls import ball, outward
 
-    best = (-math.inf, math.inf)
+    best = _EVERYTHING
     precision = _START
     while True:
         with ctx.workprec(precision):

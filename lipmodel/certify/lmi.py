@@ -91,7 +91,7 @@ def fault(system: FloatSystem | ExactSystem, multipliers: Multipliers) -> str | 
         vectors.append((f"alpha of activation {k + 1}", system.alpha[k], sizes[k + 1], -np.inf))
         vectors.append((f"beta of activation {k + 1}", system.beta[k], sizes[k + 1], -np.inf))
     for name, values, size, least in vectors:
-        if np.shape(values) != (size,) or values.dtype != np.float64:
+        if np.shape(values) != (size,) or getattr(values, "dtype", None) != np.float64:
             return f"{name} must be a float64 vector of {size} entries"
         if not bool(np.all(np.isfinite(values))) or not bool(np.all(values >= least)):
             return f"{name} must be finite{'' if least < 0 else ' and positive' if least else ' and nonnegative'}"

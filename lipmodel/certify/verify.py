@@ -17,7 +17,7 @@ from typing import Any
 from lipmodel.certify.certificate import SCHEMA, choice, expect_keys, parse, read_float, read_vector
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.certify.stated import check_result
-from lipmodel.errors import LipmodelError, Refuted, UsageError
+from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
 from lipmodel.families import Member, chosen_outputs, measured, restricted
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, exact_system, increments, product_system
@@ -133,6 +133,10 @@ def _network(network: Any, named: dict[str, Any]) -> Network:
         return load(network, graph_input=named["graph_input"], graph_output=named["graph_output"])
     except UsageError as error:
         raise Refuted(f"certificate.network: {error}") from None
+    except RefusedInput as error:
+        if {reason.kind for reason in error.reasons} <= {"inputs", "outputs"}:
+            raise Refuted(f"certificate.network: graph_input or graph_output does not fit the file: {error}") from None
+        raise
 
 
 def _upper(

@@ -45,7 +45,7 @@ def report(path: Path, formulation: str | None, asked: dict[str, Any], *, plan: 
     if isinstance(system, RefusedInput):
         return [*lines, "", *([note] if note else []), *_not_global(system)]
     plain = (asked["norm"], asked["outputs"], asked["domain"]) == (None, "all", "global")
-    if formulation is not None or plan or not plain:
+    if formulation is not None or plan or asked["options"] or not plain:
         if note:
             # what is stated depends on the choice that is missing
             raise RefusedInput(str(path), [Reason(kind="inputs", where="graph", message=note)])

@@ -103,7 +103,9 @@ def _plan(system: IncrementSystem, first: IncrementSystem, family: list[Member],
             from lipmodel.bridges.scaling import prepare
 
             scaled = _size(prepare(built).model)
-            steps.append(("scaled", f"{scaled} (input QR, output Gram, unit layers; native reads the factors itself)"))
+            steps.append(
+                ("scaled", f"{scaled}, after input QR, output Gram and unit layers (native reads the factors)")
+            )
         steps.append(("backend", _backend(built, first)[0]))
     if built is not None and small:
         steps.append(("repair", "whatever the solver returns is made feasible, or replaced by closed-form multipliers"))

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
-from lipmodel.lower.moves import Point, chord, climb, flips, local_norms, metric
+from lipmodel.lower.moves import Flips, Point, chord, climb, flips, local_norms, metric
 from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
 from lipmodel.spec import Norm, Outputs, parse_outputs
 
@@ -25,8 +25,10 @@ ISLANDS = 12
 """Regions that are searched side by side."""
 PATIENCE = 20
 """Expansions without success that make an island count e times less."""
-DECADES = 6
-"""Orders of magnitude of the length of a step."""
+KEPT = 60
+"""Points of a batch that are remembered at most."""
+WANTED = 192
+"""Neurons whose change would gain that are considered at once."""
 
 
 def search(
@@ -119,7 +121,6 @@ class Hunt:
     batch: int = 8
     fresh: float = 0.0
     islands: list[Island] = field(default_factory=list)
-    arms: Array = field(default_factory=lambda: np.zeros((2 + 3 * DECADES, 2)))
 
     def run(self) -> None:
         """Search until the time is over, the target is reached, or there is nothing left to try."""
@@ -198,7 +199,7 @@ class Hunt:
         if value[top] > self.offered * (1.0 + 1e-12):
             self.offer(x[:, top])
         spent = time.perf_counter() - begin
-        self.batch = int(np.clip(0.01 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
+        self.batch = int(np.clip(0.02 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
         return value
 
     def _key(self, stack: Array, x: Array) -> bytes:
@@ -211,59 +212,50 @@ class Hunt:
 
     def _expand(self, island: Island) -> None:
         """Try moves from a promising point of an island."""
-        program = self.program
         island.stalled += 1
         points = sorted(island.points.values(), key=lambda t: -t.value / (1.0 + 0.03 * t.visits))
         point = points[0 if self.rng.random() < 0.7 else int(len(points) * self.rng.random() ** 2)]
         point.visits += 1
-        known = flips(program, point)
-        arms = self.arms
-        rate = (arms[:, 0] + 1.0) / (arms[:, 1] + 20.0)
-        share = self.rng.multinomial(self.batch, 0.2 / len(rate) + 0.8 * rate / np.sum(rate))
-        parts: list[Array] = []
-        owner: list[int] = []
-        x = point.x[:, None]
-        single = np.arange(point.tried, min(point.tried + max(4, int(share[0])), len(known.neuron)))
+        known = flips(self.program, point)
+        parts = self._crossings(point, known)
+        parts.append(self._strides(point, known, max(4, self.batch - sum(part.shape[1] for part in parts))))
+        self.visit(np.concatenate(parts, axis=1), island, keep=KEPT)
+
+    def _crossings(self, point: Point, known: Flips) -> list[Array]:
+        """Moves across the breaks of chosen neurons: single ones in turn, and several gainful ones at once."""
+        single = np.arange(point.tried, min(point.tried + max(4, self.batch // 2), len(known.neuron)))
         point.tried += len(single)
-        gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:METRIC_WANTED]
+        gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:WANTED]
         wanted = np.unique(np.concatenate([known.neuron[single], known.neuron[gainful]]))
-        if len(wanted):
-            space = metric(program, known, wanted)
-            if len(single):
-                over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5, len(single))
-                parts.append(x + space.singles(known.neuron[single], known.need[single] * over))
-                owner += [0] * len(single)
-            for count in self._counts(len(gainful))[: max(1, int(share[1]))]:
-                some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
-                some = some[np.unique(known.neuron[some], return_index=True)[1]]
-                over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
-                parts.append(x + space.step(known.neuron[some], known.need[some] * over)[:, None])
-                owner.append(1)
+        if not len(wanted):
+            return []
+        x = point.x[:, None]
+        space = metric(self.program, known, wanted)
+        over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5, len(single))
+        parts = [x + space.singles(known.neuron[single], known.need[single] * over)]
+        for count in self._counts(len(gainful)):
+            some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
+            some = some[np.unique(known.neuron[some], return_index=True)[1]]
+            beyond = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
+            parts.append(x + space.step(known.neuron[some], known.need[some] * beyond)[:, None])
+        return parts
+
+    def _strides(self, point: Point, known: Flips, count: int) -> Array:
+        """Steps of all lengths: in random directions, along v, and uphill where the network is smooth."""
+        direction = self.rng.standard_normal((self.program.inputs, count))
+        direction[:, ::3] = point.v[:, None]
+        if self.program.has_smooth:
+            direction[:, 1::3] = climb(self.program, known)[:, None]
+        direction /= np.maximum(np.max(np.abs(direction), axis=0), 1e-300)
         size = max(self.scale, float(np.max(np.abs(point.x))))
-        for arm in range(2, len(share)):
-            kind, decade = divmod(arm - 2, DECADES)
-            count = int(share[arm])
-            if count == 0 or (kind == 2 and not program.has_smooth):
-                continue
-            if kind == 0:
-                direction = self.rng.standard_normal((program.inputs, count))
-            elif kind == 1:
-                direction = point.v[:, None] * self.rng.choice([-1.0, 1.0], count)
-            else:
-                direction = np.repeat(climb(program, known)[:, None], count, axis=1)
-            direction /= np.maximum(np.max(np.abs(direction), axis=0), 1e-300)
-            parts.append(x + direction * (10.0 ** self.rng.uniform(-5.0 + decade, -4.0 + decade, count) * size))
-            owner += [arm] * count
-        value = self.visit(np.concatenate(parts, axis=1), island, keep=12)
-        better = (value > point.value * (1.0 + 1e-9)).astype(float)
-        np.add.at(arms[:, 0], owner, better)
-        np.add.at(arms[:, 1], owner, 1.0)
-        arms *= 0.98
+        length = size * 10.0 ** self.rng.uniform(-4.0, 1.0, count)
+        length[::3] *= self.rng.choice([-1.0, 1.0], len(length[::3]))
+        return np.asarray(point.x[:, None] + direction * length)
 
     def _counts(self, limit: int) -> list[int]:
         top = min(limit, self.program.inputs)
         counts = {int(round(2 ** (0.5 * k))) for k in range(2, 22)} | {top}
-        return sorted(c for c in counts if 2 <= c <= top)[: max(2, self.batch // 4)]
+        return sorted(c for c in counts if 2 <= c <= top)[: max(2, self.batch // 8)]
 
     # --- witnesses ---
 
@@ -328,6 +320,3 @@ class Hunt:
             a, b = (np.clip(t, *self.box) for t in (a, b))
         return a, b
 
-
-METRIC_WANTED = 192
-"""Neurons whose change would gain, at most this many at once."""
