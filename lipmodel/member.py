@@ -24,7 +24,6 @@ from lipmodel.network.increments import (
     dense_entries,
     exact_system,
     float_system,
-    product_system,
 )
 from lipmodel.spec import Spec
 
@@ -307,9 +306,7 @@ def _by_norms(system: IncrementSystem, member: Member, run: Run, **facts: Any) -
 
 def product_bound_of(system: IncrementSystem, norms: tuple[str, str]) -> tuple[float, dict[str, Any]]:
     """The product bound of a system, rounded up, and its proof. It may be inf where norms overflow."""
-    from lipmodel.certify.product_rule import product_bound
-    from lipmodel.ranges.norms import float_norms, float_up
+    from lipmodel.certify.product_rule import product_certificate, product_system
 
-    norm = float_norms()
-    bound = float_up(product_bound(product_system(system), norms[0], norms[1], norm))
-    return bound, product_proof([float_up(v) for v in norm.log], norms, bound)
+    bound, claims = product_certificate(product_system(system), norms[0], norms[1])
+    return bound, product_proof(claims, norms, bound)

@@ -375,6 +375,22 @@ def test_a_small_mistake_is_found_out(scale: float) -> None:
         OPERATORS["MatMul", ""] = honest
 
 
+@pytest.mark.parametrize("opset", [7, 9, 14])
+def test_without_onnxruntime(opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipmodel.network.check.find_spec", lambda name: None)
+    rng = rng_of(opset)
+    weights = {key: rng.uniform(0.5, 2.0, 3) for key in ("s", "b", "m", "v")}
+    model = single("BatchNormalization", weights, shape=(2, 3, 4), opset=opset, type=TensorProto.FLOAT)
+    agrees(model, rng, run=runtime, rtol=1e-6)
+    load(single("Conv", {"w": np.ones((2, 1, 3))}, shape=(1, 1, 9), opset=opset, type=TensorProto.FLOAT16))
+    honest = OPERATORS["Relu", ""]
+    try:
+        register_operator("Relu")(lambda call: call.computed(0))
+        assert kinds(single("Relu", opset=opset)) == {"check"}
+    finally:
+        OPERATORS["Relu", ""] = honest
+
+
 def test_unknown_tensor_names_are_a_usage_error() -> None:
     with pytest.raises(UsageError):
         load(single("Relu"), graph_input="z")

@@ -160,6 +160,29 @@ def test_batched_products_are_sparse_and_exact() -> None:
     np.testing.assert_array_equal(map.enclosure().dense().center, np.kron(np.eye(5), w.T))
 
 
+def test_products_of_constant_matrices_are_enclosed() -> None:
+    """W = A B with a third in B: the weights that the graph computes are known up to a proved radius."""
+    a, b = np.array([[0.1, 0.3], [1.0, -0.7]]), np.array([[1.0, 2.0], [5.0, 0.1]])
+    nodes = [
+        helper.make_node("Div", ["b", "three"], ["c"]),
+        helper.make_node("MatMul", ["a", "c"], ["w"]),
+        helper.make_node("Concat", ["w", "x"], ["j"], axis=0),
+        helper.make_node("MatMul", ["j", "w"], ["y"]),
+    ]
+    network = load(make(nodes, {"a": a, "b": b, "three": np.array(3.0)}, shape=(1, 2)))
+    network.validate()
+    maps = [op.map for _, op, _ in network.plan() if isinstance(op, ops.Linear) and isinstance(op.map, Sparse)]
+    enclosure = maps[-1].enclosure().dense()
+    assert enclosure.radius is not None
+    for i, j in np.ndindex(2, 2):
+        exact = sum(Fraction(a[i, k]) * Fraction(b[k, j]) / 3 for k in range(2))
+        for row in range(3):
+            error = abs(Fraction(float(enclosure.center[2 * row + j, 2 * row + i])) - exact)
+            assert error <= Fraction(float(enclosure.radius[2 * row + j, 2 * row + i])) < Fraction(1, 10**14)
+    rough = [op for _, op, _ in network.plan() if isinstance(op, ops.Linear) and op.bias_radius is not None]
+    assert len(rough) == 1
+
+
 def test_scaled_products_of_doubles_are_not_rounded() -> None:
     rng = np.random.default_rng(0)
     gemm = helper.make_node("Gemm", ["x", "w"], ["y"], alpha=0.1)

@@ -327,7 +327,7 @@ def clarabel_optimum(p: ChainProblem, solution: Any) -> float | None:
 
 
 def random_problem(seed: int, widest: int) -> ChainProblem:
-    """Networks that are hard on a solver: bad scaling, heavy tails, dead or nonnegative neurons, all kinds of slopes."""
+    """Networks that are hard on a solver: bad scaling, heavy tails, dead or nonnegative neurons, mixed slopes."""
     rng = np.random.default_rng(seed)
     dims = [int(d) for d in rng.integers(1, widest, rng.integers(3, 7))]
     kind = ["gauss", "rows", "heavy", "sparse", "nonnegative", "dead", "layers", "all"][seed % 8]

@@ -41,6 +41,7 @@ from lipmodel.errors import NotLipschitz, SoundnessError, UsageError
 
 _EVERYTHING: Bounds = (-math.inf, math.inf)
 _SIGNIFICANT = Fraction(1, 2**120)
+_NARROW = arb(2) ** -60
 _FAR = 5
 """2^5: where a tail that oscillates for ever starts to be bounded as a whole."""
 
@@ -189,7 +190,7 @@ def _open_end(q: Any, dq: Any, end: Cut | None, side: int, *, slope: bool) -> tu
     """(start, limit, turn) at an infinite or singular end: from `start` on, q is monotone, or enclosed by `turn`."""
     where = f"x -> {'-' if side < 0 else ''}inf" if end is None else f"x -> {end}"
     settled = settle(dq, end, side)
-    known, t = _known(q, end, side, Fraction(2) ** _FAR if settled is None else settled[1])
+    known, t = _known(q, end, side, None if settled is None else settled[1])
     bounds = None if known is None else known.bounds
     limit = _limit(known)
     if slope and limit in (math.inf, -math.inf):
@@ -205,20 +206,26 @@ def _open_end(q: Any, dq: Any, end: Cut | None, side: int, *, slope: bool) -> tu
     return start, limit, Turn(at=at, bounds=_EVERYTHING if bounds is None else outward(bounds))
 
 
-def _known(q: Any, end: Cut | None, side: int, first: Fraction) -> tuple[Tail | None, Fraction]:
-    """What is proved of q near an end, from the first t (at least the given one) at which anything is; and that t."""
-    t = first
+def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tuple[Tail | None, Fraction]:
+    """What is proved of q near an end, and the t from which on it holds.
+
+    settled: the t from which on q is monotone, where that is known; it serves as it is. Otherwise t grows until q is
+    enclosed tightly, or far out.
+    """
+    far = Fraction(2) ** _FAR
+    t = Fraction(1) if settled is None else settled
     while t <= 2**40:
         try:
             known = approach(q, end, side, t)
-            if known.growth <= 0 or known.sign:
+            tight = known.bounds is not None and known.bounds.rad() < (1 + abs(known.bounds)) * _NARROW
+            if (settled is not None or tight or t >= far) and (known.growth <= 0 or known.sign):
                 return known, t
         except Undecided:
             pass
         except Unsupported:
             break
         t *= 2
-    return None, first
+    return None, max(far, t) if settled is None else settled
 
 
 def _limit(known: Tail | None) -> Limit:

@@ -76,9 +76,9 @@ def lmi_proof(multipliers: Multipliers, norms: tuple[str, str], bound: float) ->
     }
 
 
-def product_proof(spectral: list[float], norms: tuple[str, str], bound: float) -> dict[str, Any]:
-    """The proof by the product rule, with the spectral norms it used."""
-    return {"rule": "product", "norms": list(norms), "spectral": hex_vector(spectral), "bound": bound.hex()}
+def product_proof(spectral: list[str], norms: tuple[str, str], bound: float) -> dict[str, Any]:
+    """The proof by the product rule, with the spectral norms it claims (hexadecimal; "inf" claims nothing)."""
+    return {"rule": "product", "norms": list(norms), "spectral": spectral, "bound": bound.hex()}
 
 
 def largest_proof(parts: list[tuple[int | None, int | None, dict[str, Any]]], bound: float) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _on_grid(matrix: ExactSymmetric) -> _Grid | None:
         dense = blocks.get(key)
         blocks[key] = own if dense is None else dense + _diagonal_matrix(own)
     limit = 4 << GRID_BITS
-    if any(v > limit or v < -limit for block in blocks.values() for v in _entries(block)):
+    if any(max(flat) > limit or min(flat) < -limit for flat in map(_entries, blocks.values())):
         return None
     spans, start = [], 0
     for i in order:

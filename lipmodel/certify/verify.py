@@ -7,6 +7,7 @@ refused by raising `Refuted` with the reason.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
 from lipmodel.families import Member, chosen_outputs, measured, restricted
 from lipmodel.network.graph import Network
-from lipmodel.network.increments import IncrementSystem, exact_system, increments, product_system
+from lipmodel.network.increments import IncrementSystem, exact_system, increments
 from lipmodel.result import Result
 from lipmodel.spec import Norm, Spec, as_norm
 
@@ -199,11 +200,13 @@ def _lmi(
 
 
 def _product(system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any]) -> float:
-    from lipmodel.certify.product_rule import check_product
+    from lipmodel.certify.product_rule import check_product, product_system
 
     expect_keys(proof, {"rule", "norms", "spectral", "bound"}, "proof")
     pair = _pair(proof, p, q, system.input.size, system.output.size)
-    claims = [] if proof["spectral"] == [] else [float(v) for v in read_vector(proof["spectral"], "proof.spectral")]
+    if not isinstance(proof["spectral"], list):
+        raise Refuted("proof.spectral: expected a list of hexadecimal floats")
+    claims = [math.inf if v == "inf" else read_float(v, "proof.spectral") for v in proof["spectral"]]
     bound = read_float(proof["bound"], "proof.bound")
     check_product(product_system(system), pair[0], pair[1], bound, claims)
     return bound

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from lipmodel.lower.attain import Attained, attain, attaining, vector_norm
 from lipmodel.lower.balls import Array
@@ -22,6 +23,8 @@ DENSE = 64
 """Jacobians with both sides longer than this are not formed."""
 METRIC = 320
 """At most this many neurons shape the metric of a move."""
+CENTRING = 3
+"""Newton steps towards the analytic centre of a cell."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -38,13 +41,18 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flips:
-    """Changes of one neuron's slope, the most promising first: which neuron, how far its pre-activation has to move to
-    reach the break, and the first-order gain. `gradient` is that of the smooth part (zero where there is none)."""
+    """Changes of one neuron's slope, the most promising first, and what is known at the point they start from.
+
+    neuron, need, gain: which neuron, how far its pre-activation is from the break, the first-order gain; low, high:
+    (neurons,), distances of all pre-activations from the breaks below and above; slopes: (neurons, 1); curving: the
+    weights of the smooth neurons in the gradient of u'J(x)v.
+    """
 
     neuron: Array
     need: Array
     gain: Array
-    distance: Array
+    low: Array
+    high: Array
     slopes: Array
     curving: Array
 
@@ -55,21 +63,67 @@ def local_norms(program: FloatProgram, x: Array, p: Norm, q: Norm, *, thorough: 
     slopes = program.slopes(stack)
     if min(program.inputs, program.outputs) <= DENSE:
         return stack, attain(program.jacobians(slopes), p, q, thorough=thorough)
-    k = x.shape[1]
-    rng = np.random.default_rng(11)
-    v = attaining(rng.standard_normal((k, program.inputs)), p)
-    value = np.zeros(k)
-    u = np.zeros((k, program.outputs))
-    for _ in range(80 if thorough else 8):
-        image = program.push(slopes, v.T)[0].T
+    if not thorough:
+        return stack, _alternated(program, slopes, p, q, rounds=8, starts=1)
+    found = [_alone(program, slopes[:, [k]], p, q) for k in range(x.shape[1])]
+    return stack, Attained(
+        value=np.array([f.value[0] for f in found]),
+        v=np.array([f.v[0] for f in found]),
+        u=np.array([f.u[0] for f in found]),
+    )
+
+
+def _alternated(program: FloatProgram, slopes: Array, p: Norm, q: Norm, *, rounds: int, starts: int) -> Attained:
+    """Alternating ascent through the graph, for every column of slopes, from the best of `starts` random vectors."""
+    k = slopes.shape[1]
+    wide = np.repeat(slopes, starts, axis=1)
+    v = attaining(np.random.default_rng(11).standard_normal((k * starts, program.inputs)), p)
+    kept, value = v, np.zeros(k * starts)
+    for _ in range(rounds):
+        image = program.push(wide, v.T)[0].T
         now = vector_norm(image, q)
-        u = attaining(image, dual(q))
-        if np.all(now <= value * (1.0 + 1e-12)):
+        if np.all(now <= value * (1.0 + 1e-13)):
             break
-        value, kept = now, v
-        v = attaining(program.pull(slopes, u.T)[0].T, p)
-    image = program.push(slopes, kept.T)[0].T
-    return stack, Attained(value=vector_norm(image, q), v=kept, u=attaining(image, dual(q)))
+        kept = np.where((now > value)[:, None], v, kept)
+        value = np.maximum(value, now)
+        v = attaining(program.pull(wide, attaining(image, dual(q)).T)[0].T, p)
+    best = np.argmax(value.reshape(k, starts), axis=1) + starts * np.arange(k)
+    return _measured(program, slopes, kept[best], q)
+
+
+def _measured(program: FloatProgram, slopes: Array, v: Array, q: Norm) -> Attained:
+    image = program.push(slopes, v.T)[0].T
+    return Attained(value=vector_norm(image, q), v=v, u=attaining(image, dual(q)))
+
+
+def _alone(program: FloatProgram, slopes: Array, p: Norm, q: Norm) -> Attained:
+    """The norm at one point of a network with many inputs and outputs, as well as it can be had."""
+    if p == "1" or q == "inf":
+        columns = p == "1" and (q != "inf" or program.inputs <= program.outputs)
+        size = program.inputs if columns else program.outputs
+        best, found = -1.0, np.zeros(0)
+        for first in range(0, size, 256):
+            unit = np.eye(size, min(256, size - first), -first)
+            images = (program.push if columns else program.pull)(slopes, unit)[0].T
+            norms = vector_norm(images, q if columns else dual(p))
+            top = int(np.argmax(norms))
+            if norms[top] > best:
+                best, found = float(norms[top]), (unit[:, top] if columns else attaining(images[top], p))
+        return _measured(program, slopes, found[None, :], q)
+    if (p, q) == ("2", "2"):
+        v = np.random.default_rng(11).standard_normal(program.inputs)
+        operator = LinearOperator(
+            shape=(program.inputs, program.inputs),
+            matvec=lambda t: program.pull(slopes, program.push(slopes, t.reshape(-1, 1))[0])[0][:, 0],
+            dtype=np.float64,
+        )
+        try:
+            _, vectors = eigsh(operator, k=1, v0=v, tol=1e-14, maxiter=300)
+            return _measured(program, slopes, attaining(vectors[:, 0], p)[None, :], q)
+        except ArpackError as error:
+            if isinstance(error, ArpackNoConvergence) and error.eigenvectors.size:
+                return _measured(program, slopes, attaining(error.eigenvectors[:, 0], p)[None, :], q)
+    return _alternated(program, slopes, p, q, rounds=200, starts=12)
 
 
 def flips(program: FloatProgram, point: Point) -> Flips:
@@ -86,65 +140,112 @@ def flips(program: FloatProgram, point: Point) -> Flips:
     neuron, which = np.nonzero(finite)
     gains = gain[neuron, which]
     order = np.argsort(-gains, kind="stable")
-    distance = np.min(np.where(finite, np.abs(reach), np.inf), axis=1, initial=np.inf)
-    curving = weight * program.curvatures(stack)[:, 0] if program.has_smooth else np.zeros(0)
     return Flips(
         neuron=neuron[order],
         need=reach[neuron, which][order],
         gain=gains[order],
-        distance=distance,
+        low=np.min(np.where(finite & (reach < 0), -reach, np.inf), axis=1, initial=np.inf),
+        high=np.min(np.where(finite & (reach >= 0), reach, np.inf), axis=1, initial=np.inf),
         slopes=slopes,
-        curving=curving,
+        curving=weight * program.curvatures(stack)[:, 0] if program.has_smooth else np.zeros(0),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Metric:
-    """Shortest steps that move chosen pre-activations by given amounts; `place` gives the row of a neuron (-1: none)."""
+class Cell:
+    """The surroundings of a point in which the network is affine, as far as the rows tell.
 
+    x: (inputs,), moved towards the middle; rows: (r, inputs), gradients of pre-activations; low, high: (r,), how far
+    they are from their breaks at x; steps: (inputs, r), the rows through the inverse of the metric; gram = rows steps;
+    shift: (r,), by how much moving x has changed the pre-activations; place: the row of a neuron (-1: none).
+    """
+
+    x: Array
+    rows: Array
+    low: Array
+    high: Array
     steps: Array
     gram: Array
+    shift: Array
     place: Array
 
-    def step(self, neuron: Array, amount: Array) -> Array:
-        """The step that moves the neurons by the amounts, shape (inputs,)."""
+    def across(self, neuron: Array, amount: Array) -> Array:
+        """The shortest step that moves these pre-activations by these amounts, shape (inputs,)."""
         rows = self.place[neuron]
         gram = self.gram[np.ix_(rows, rows)]
-        ridge = 1e-12 * np.trace(gram) / len(rows)
-        return self.steps[:, rows] @ np.linalg.solve(gram + ridge * np.eye(len(rows)), amount)
+        ridge = 1e-12 * np.trace(gram) / len(rows) + 1e-300
+        return self.steps[:, rows] @ np.linalg.solve(gram + ridge * np.eye(len(rows)), amount - self.shift[rows])
 
-    def singles(self, neuron: Array, amount: Array) -> Array:
+    def towards(self, neuron: Array, amount: Array) -> Array:
         """One step for every neuron by itself, shape (inputs, len(neuron))."""
         rows = self.place[neuron]
         size = np.maximum(np.diag(self.gram)[rows], 1e-300)
-        return self.steps[:, rows] * (amount / size)
+        return self.steps[:, rows] * ((amount - self.shift[rows]) / size)
+
+    def beyond(self, direction: Array, share: Array) -> Array:
+        """For every direction the point between the first and the second break met, shape (inputs, k)."""
+        speed = self.rows @ direction
+        times = np.where(speed > 0, self.high[:, None] / speed, np.where(speed < 0, self.low[:, None] / -speed, np.inf))
+        if len(times) < 2:
+            first = np.min(times, axis=0, initial=np.inf)
+            second = np.full(first.shape, np.inf)
+        else:
+            first, second = np.partition(times, 1, axis=0)[:2]
+        first = np.where(np.isfinite(first), first, 1.0)
+        second = np.where(np.isfinite(second), second, 3.0 * first)
+        return np.asarray(self.x[:, None] + direction * (first + share * (second - first)))
 
 
-def metric(program: FloatProgram, known: Flips, wanted: Array) -> Metric:
-    """The metric at a point, for moving the neurons in `wanted`."""
-    near = np.argsort(known.distance, kind="stable")[: max(0, METRIC - len(wanted))]
-    chosen = np.unique(np.concatenate([wanted, near[np.isfinite(known.distance[near])]]))
+def cell(program: FloatProgram, x: Array, known: Flips, wanted: Array, box: tuple[Array, Array] | None) -> Cell:
+    """The cell around x, with rows for the neurons in `wanted` and for those nearest to their breaks."""
+    distance = np.minimum(known.low, known.high)
+    near = np.argsort(distance, kind="stable")[: max(0, METRIC - len(wanted))]
+    chosen = np.unique(np.concatenate([wanted, near[np.isfinite(distance[near])]]))
     if program.inputs <= len(chosen):
         rows = program.push(known.slopes, np.eye(program.inputs))[1][chosen]
     else:
         inject = np.zeros((program.neurons, len(chosen)))
         inject[chosen, np.arange(len(chosen))] = 1.0
         rows = program.pull(known.slopes, None, inject)[0].T
-    distance = known.distance[chosen]
-    typical = np.median(distance) if len(distance) else 1.0
-    distance = np.clip(distance, 1e-6 * max(typical, 1e-12), 1e6 * max(typical, 1e-12))
-    spread = distance**2
-    loose = 1e-6 * np.mean(np.sum(rows * rows, axis=1) / spread) + 1e-300
-    if program.inputs <= len(chosen):
-        core = rows.T @ (rows / spread[:, None]) + loose * np.eye(program.inputs)
-        steps = np.linalg.solve(core, rows.T)
-    else:
-        core = rows @ rows.T + np.diag(loose * spread)
-        core += 1e-13 * (np.trace(core) / len(chosen) + 1e-300) * np.eye(len(chosen))
-        steps = rows.T @ np.linalg.solve(core, np.diag(spread))
     place = np.full(program.neurons, -1)
     place[chosen] = np.arange(len(chosen))
-    return Metric(steps=steps, gram=rows @ steps, place=place)
+    low, high = known.low[chosen], known.high[chosen]
+    complete = len(chosen) == np.count_nonzero(np.isfinite(distance))
+    if box is not None and program.inputs <= len(chosen):
+        rows = np.concatenate([rows, np.eye(program.inputs)])
+        low, high = np.concatenate([low, x - box[0]]), np.concatenate([high, box[1] - x])
+    start, shift = x, np.zeros(len(rows))
+    for _ in range(CENTRING if complete and not program.has_smooth else 0):
+        steps = _metric_steps(rows, low, high)
+        move = steps @ (1.0 / low - 1.0 / high)
+        speed = rows @ move
+        with np.errstate(all="ignore"):
+            room = np.min(np.where(speed > 0, high / speed, np.where(speed < 0, low / -speed, np.inf)), initial=np.inf)
+        length = min(1.0, 0.7 * float(room))
+        if not np.all(np.isfinite(move)) or not length > 0:
+            break
+        x, low, high, shift = x + length * move, low + length * speed, high - length * speed, shift + length * speed
+    if not np.all(np.isfinite(x)) or np.any(low < 0) or np.any(high < 0):
+        x, shift, low, high = start, 0.0 * shift, low + shift * -1.0, high + shift
+    steps = _metric_steps(rows, low, high)
+    return Cell(x=x, rows=rows, low=low, high=high, steps=steps, gram=rows @ steps, shift=shift, place=place)
+
+
+def _metric_steps(rows: Array, low: Array, high: Array) -> Array:
+    """H^{-1} rows', H the Hessian of the logarithmic barrier of the cell, made definite; shape (inputs, r)."""
+    m, n = rows.shape
+    distance = np.minimum(low, high)
+    typical = max(float(np.median(distance)), 1e-12) if m else 1.0
+    floor = 1e-7 * typical
+    weight = 1.0 / np.maximum(low, floor) ** 2 + 1.0 / np.maximum(high, floor) ** 2
+    weight = np.maximum(weight, 1e-12 / typical**2)
+    loose = 1e-6 * np.mean(np.sum(rows * rows, axis=1) * weight) + 1e-300
+    if n <= m:
+        core = rows.T @ (rows * weight[:, None]) + loose * np.eye(n)
+        return np.asarray(np.linalg.solve(core, rows.T))
+    core = rows @ rows.T + np.diag(loose / weight)
+    core += 1e-13 * (np.trace(core) / m + 1e-300) * np.eye(m)
+    return np.asarray(rows.T @ np.linalg.solve(core, np.diag(1.0 / weight)))
 
 
 def climb(program: FloatProgram, known: Flips) -> Array:

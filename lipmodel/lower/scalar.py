@@ -12,7 +12,7 @@ import numpy as np
 from flint import arb, ctx
 
 from lipmodel.errors import NotLipschitz
-from lipmodel.lower.balls import Array, Balls, add, object_array
+from lipmodel.lower.balls import Array, Balls, add, object_array, place
 from lipmodel.ranges.enclosure import INFLATE, TINY
 
 if TYPE_CHECKING:
@@ -205,11 +205,16 @@ class Scalar:
         if self.pieces is not None and piece is not None:
             same = ((piece[:, 0] == piece[:, 1]) & (piece[:, 0] >= 0))[:, None]
             return choose(same, slope_times(self.pieces, piece[:, :1], d), plain)
+        # only where the values have lost too much: slope intervals take long
+        poor = np.flatnonzero(~(plain.radii() <= 2.0**-40 * d.magnitude())[:, 0])
+        if not len(poor):
+            return plain
         low, high = points.limits()
-        a, b = np.min(low, axis=1), np.max(high, axis=1)
-        alpha, beta = (np.asarray(v, dtype=np.float64) for v in self.activation.slopes(a, b))
-        steep = slope_range_times(alpha[:, None], beta[:, None], d)
-        return choose(steep.radii() < plain.radii(), steep, plain)
+        alpha, beta = self.activation.slopes(np.min(low[poor], axis=1), np.max(high[poor], axis=1))
+        steep = slope_range_times(alpha[:, None], beta[:, None], entries(d, poor))
+        best = choose(steep.radii() < entries(plain, poor).radii(), steep, entries(plain, poor))
+        rest = np.setdiff1d(np.arange(d.size), poor)
+        return place([best, entries(plain, rest)], [poor, rest], d.size)
 
 
 def scalar(activation: Activation) -> Scalar:
@@ -218,6 +223,11 @@ def scalar(activation: Activation) -> Scalar:
     if activation.piecewise_linear:
         known = pieces(activation.exact, activation.breakpoints, name=activation.name)
     return Scalar(activation=activation, pieces=known)
+
+
+def entries(x: Balls, index: Array) -> Balls:
+    """The rows x[index]."""
+    return Balls(mid=x.mid[index], exponent=x.exponent, radius=None if x.radius is None else x.radius[index])
 
 
 def column_range(x: Balls, first: int, last: int) -> Balls:

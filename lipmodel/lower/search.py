@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
-from lipmodel.lower.moves import Flips, Point, chord, climb, flips, local_norms, metric
+from lipmodel.lower.moves import Flips, Point, cell, chord, climb, flips, local_norms
 from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
 from lipmodel.spec import Norm, Outputs, parse_outputs
 
@@ -23,8 +24,8 @@ POOL = 60
 """Visited points that are remembered on every island."""
 ISLANDS = 12
 """Regions that are searched side by side."""
-PATIENCE = 20
-"""Expansions without success that make an island count e times less."""
+PATIENCE = 25
+"""Expansions without success after which an island counts as searched."""
 KEPT = 60
 """Points of a batch that are remembered at most."""
 WANTED = 192
@@ -87,10 +88,6 @@ class Island:
     summit: float = 0.0
     stalled: int = 0
 
-    @property
-    def prospect(self) -> float:
-        return self.summit * math.exp(-self.stalled / PATIENCE)
-
     def add(self, key: bytes, point: Point) -> None:
         self.points[key] = point
         if point.value > self.summit * (1.0 + 1e-9):
@@ -119,7 +116,6 @@ class Hunt:
     offered: float = 0.0
     scale: float = 1.0
     batch: int = 8
-    fresh: float = 0.0
     islands: list[Island] = field(default_factory=list)
 
     def run(self) -> None:
@@ -144,14 +140,18 @@ class Hunt:
         island = Island()
         self.visit(self.starts(self.batch), island, keep=4)
         self.islands.append(island)
-        self.fresh = 0.5 * (self.fresh + island.summit)
         if len(self.islands) > ISLANDS:
             self.islands.remove(min(self.islands, key=lambda t: t.summit))
 
     def _chosen_island(self) -> Island | None:
-        """The island with the best prospects: high, and not searched for long without success; None: a new one."""
-        best = max(self.islands, key=lambda t: t.prospect)
-        return best if best.prospect > self.fresh and self.rng.random() > 0.04 else None
+        """Mostly the highest island that has not been searched for long without success; None: a new one."""
+        active = [t for t in self.islands if t.stalled < PATIENCE]
+        chance = self.rng.random()
+        if chance < 0.05 or (not active and chance < 0.8):
+            return None
+        if not active or chance < 0.15:
+            return max(self.islands, key=lambda t: t.summit)
+        return max(active, key=lambda t: t.summit) if chance < 0.8 else active[int(self.rng.integers(len(active)))]
 
     # --- points ---
 
@@ -169,7 +169,6 @@ class Hunt:
                 self.scale = float(np.clip(np.median(ratio), 1e-6, 1e6))
         self.islands.append(Island())
         self.visit(np.concatenate([zero, self.starts(7)], axis=1), self.islands[0], keep=4)
-        self.fresh = self.islands[0].summit
 
     def starts(self, count: int) -> Array:
         """Random points at many scales, shape (inputs, count)."""
@@ -223,21 +222,26 @@ class Hunt:
 
     def _crossings(self, point: Point, known: Flips) -> list[Array]:
         """Moves across the breaks of chosen neurons: single ones in turn, and several gainful ones at once."""
-        single = np.arange(point.tried, min(point.tried + max(4, self.batch // 2), len(known.neuron)))
+        single = np.arange(point.tried, min(point.tried + max(4, self.batch // 4), len(known.neuron)))
         point.tried += len(single)
         gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:WANTED]
         wanted = np.unique(np.concatenate([known.neuron[single], known.neuron[gainful]]))
         if not len(wanted):
             return []
         x = point.x[:, None]
-        space = metric(self.program, known, wanted)
+        around = cell(self.program, point.x, known, wanted, self.box)
+        x = point.x = around.x
+        step = around.towards(known.neuron[single], known.need[single])
+        parts = [around.beyond(step, self.rng.uniform(0.02, 0.7, len(single)))]
         over = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5, len(single))
-        parts = [x + space.singles(known.neuron[single], known.need[single] * over)]
+        parts.append(x[:, None] + step * np.where(self.rng.random(len(single)) < 0.5, over, 1.0))
         for count in self._counts(len(gainful)):
             some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
             some = some[np.unique(known.neuron[some], return_index=True)[1]]
             beyond = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
-            parts.append(x + space.step(known.neuron[some], known.need[some] * beyond)[:, None])
+            parts.append(x[:, None] + around.across(known.neuron[some], known.need[some] * beyond)[:, None])
+        rays = around.steps @ self.rng.standard_normal((around.steps.shape[1], max(4, self.batch // 6)))
+        parts.append(around.beyond(rays, self.rng.uniform(0.02, 0.7, rays.shape[1])))
         return parts
 
     def _strides(self, point: Point, known: Flips, count: int) -> Array:
@@ -271,8 +275,19 @@ class Hunt:
                 break
         self.offered = max(self.offered, value if self.best is None else self.best.ratio)
 
-    def proposals(self, x: Array, v: Array) -> list[tuple[Array, Array]]:
+    def proposals(self, x: Array, v: Array) -> Iterator[tuple[Array, Array]]:
         """Pairs along v near x, the likeliest first."""
+        program = self.program
+        if program.neurons and not program.has_smooth:
+            known = flips(program, Point(x=x, value=1.0, v=v, u=np.ones(program.outputs)))
+            middle = cell(program, x, known, known.neuron[:0], self.box).x
+            yield from self._along(middle, v)
+        yield from self._along(x, v)
+        if self.box is not None:
+            for pull in (1e-3, 1e-6, 1e-9):
+                yield from self._along(x + pull * (0.5 * (self.box[0] + self.box[1]) - x), v)
+
+    def _along(self, x: Array, v: Array) -> Iterator[tuple[Array, Array]]:
         low, high, steepest = chord(self.program, x, v)
         size = max(1.0, float(np.max(np.abs(x))))
         low, high = max(low, -size), min(high, size)
@@ -280,19 +295,16 @@ class Hunt:
             low, high = self._inside(x, v, low, high)
         if not high > low:
             low, high = -1e-9 * size, 1e-9 * size
+        middle, half = 0.5 * (low + high), 0.5 * (high - low)
+        lengths = [(middle, 0.9 * half), (middle, half / 64.0), (0.0, min(-low, high) / 2.0)]
         if self.program.has_smooth:
-            h = 2.0**-24 / max(steepest, 1e-300)
-            lengths = [(0.0, h), (0.0, 16.0 * h), (0.0, h / 16.0)]
-            lengths = [(max(c, low + t), t) for c, t in lengths if 2 * t < high - low] or [(0.5 * (low + high), 0.45 * (high - low))]
-        else:
-            middle, half = 0.5 * (low + high), 0.5 * (high - low)
-            lengths = [(middle, 0.9 * half), (middle, half / 64.0), (0.0, min(-low, high) / 2.0)]
-        out = []
+            short = 2.0**-24 / max(steepest, 1e-300)
+            lengths = [(float(np.clip(0.0, low + t, high - t)), t) for t in (short, 16.0 * short, short / 16.0)]
+            lengths = [(c, t) for c, t in lengths if 2.0 * t < high - low] or [(middle, 0.9 * half)]
         for center, h in lengths:
             pair = self._rounded(x + center * v, h, v)
             if not np.array_equal(*pair):
-                out.append(pair)
-        return out
+                yield pair
 
     def _inside(self, x: Array, v: Array, low: float, high: float) -> tuple[float, float]:
         assert self.box is not None

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from lipmodel.errors import LipmodelError, Refuted, UsageError
 from lipmodel.lower.balls import Array, BallMap, Balls, add, ball_map, place, split_matrix
-from lipmodel.lower.scalar import Scalar, beside, column_range, negative, scalar
+from lipmodel.lower.scalar import Scalar, beside, column_range, entries, negative, scalar
 from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear
 from lipmodel.spec import Norm, Outputs, as_norm, parse_outputs
 
@@ -241,7 +241,7 @@ def _columns(values: Array, radius: Array | None, columns: int) -> Balls:
 def _entries(x: Balls, index: Array) -> Balls:
     if len(index) == x.size and _in_order(index):
         return x
-    return Balls(mid=x.mid[index], exponent=x.exponent, radius=None if x.radius is None else x.radius[index])
+    return entries(x, index)
 
 
 def _in_order(index: Array) -> bool:

@@ -89,7 +89,9 @@ def reciprocal(a: Enclosed) -> Enclosed:
 
 def matmul(a: Enclosed, b: Enclosed) -> Enclosed:
     """The matrix product of two constant matrices."""
-    product = MatrixEnclosure(center=a.values, radius=a.radius) @ MatrixEnclosure(center=b.values, radius=b.radius)
+    left, right = (MatrixEnclosure(center=x.values, radius=x.radius) for x in (a, b))
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = left @ right
     return Enclosed(values=product.center, radius=product.radius)
 
 

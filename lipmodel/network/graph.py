@@ -103,8 +103,8 @@ class Network:
     def evaluate(self, x: Any) -> Array:
         """The output at x, flat, shape (output_size,), computed in float64 without error bounds.
 
-        x: flat or of `input_shape`; or (input_size, k) for k points at once, which gives (output_size, k). Raises
-        ValueError where its size is another.
+        x: flat or of `input_shape`; or (input_size, k), k >= 2, for k points at once, which gives (output_size, k).
+        Raises ValueError where its size is another.
         """
         return self.values(x)[self.output]
 

@@ -227,21 +227,6 @@ def float_system(system: IncrementSystem, cache: dict[int, Any] | None = None) -
     )
 
 
-def product_system(system: IncrementSystem) -> Any:
-    """The system as the product rule reads it (certify.product_rule.ProductSystem)."""
-    from lipmodel.certify.product_rule import ProductActivation, ProductSystem
-
-    at = system.positions()
-    return ProductSystem(
-        input_size=system.input.size,
-        activations=tuple(
-            ProductActivation(pre={at[s]: m for s, m in a.pre.blocks.items()}, gain=a.gain, size=a.size)
-            for a in system.activations
-        ),
-        output={at[s]: m for s, m in system.output.blocks.items()},
-    )
-
-
 def exact_system(system: IncrementSystem) -> Any:
     """The system's matrices in exact arithmetic (certify.lmi.ExactSystem)."""
     from lipmodel.certify.lmi import ExactSystem

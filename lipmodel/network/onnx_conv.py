@@ -10,7 +10,7 @@ import numpy as np
 
 from lipmodel.network.conv import Conv, Pool, valid_counts, window_sum
 from lipmodel.network.onnx_arithmetic import added
-from lipmodel.network.onnx_ops import MAX_COMPUTED, Fixed, Node, Value, register_operator
+from lipmodel.network.onnx_ops import MAX_TENSOR, Fixed, Node, Value, register_operator
 
 Array = np.ndarray[Any, Any]
 
@@ -50,7 +50,7 @@ def _windows(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> _
 def _per_axis(node: Node, name: str, d: int, default: int) -> tuple[int, ...]:
     given = node.attributes.get(name)
     values = tuple(given) if given is not None else (default,) * d
-    if len(values) != d or any(not 1 <= v <= MAX_COMPUTED for v in values):
+    if len(values) != d or any(not 1 <= v <= MAX_TENSOR for v in values):
         node.refuse("attribute", f"{name} is {list(values)}; {d} positive integers are needed")
     return values
 
@@ -63,7 +63,7 @@ def _padding(
     mode = node.attributes.get("auto_pad") or "NOTSET"
     pads = node.attributes.get("pads")
     pads = [0] * (2 * d) if pads is None else pads
-    if len(pads) != 2 * d or any(not 0 <= p <= MAX_COMPUTED for p in pads):
+    if len(pads) != 2 * d or any(not 0 <= p <= MAX_TENSOR for p in pads):
         node.refuse("attribute", f"pads is {list(pads)}; {2 * d} integers, none negative, are needed")
     if mode == "NOTSET":
         return tuple(pads[:d]), tuple(pads[d:])
@@ -86,8 +86,8 @@ def _spatial(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _guard(node: Node, *shapes: tuple[int, ...]) -> None:
     for shape in shapes:
-        if prod(shape) > MAX_COMPUTED:
-            node.refuse("size-limit", f"a tensor of shape {shape}")
+        if prod(shape) > MAX_TENSOR:
+            node.refuse("size-limit", f"a computed tensor of shape {shape}; the limit is {MAX_TENSOR} entries")
 
 
 @register_operator("Conv")

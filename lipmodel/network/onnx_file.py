@@ -185,8 +185,8 @@ def decode(tensor: Any, file: OnnxFile, key: str) -> Array:
     if any(d < 0 for d in shape):
         raise Refusal("tensor-encoding", f"negative dimensions {shape}")
     count = prod(shape)
-    if count > MAX_STORED:
-        raise Refusal("size-limit", f"a tensor of {count} entries; the limit is {MAX_STORED}")
+    if max(count, *shape, 0) > MAX_STORED:
+        raise Refusal("size-limit", f"a tensor of shape {shape}; the limit is {MAX_STORED} entries")
     if tensor.HasField("segment"):
         raise Refusal("tensor-encoding", "tensors in segments are not supported")
     flat = _typed(tensor, kind, dtype, count) if _has_fields(tensor) else _raw(tensor, dtype, count, file, key)

@@ -24,7 +24,7 @@ from lipmodel.network.graph import Network, Source, TensorInfo
 from lipmodel.network.linear import Selection, identity
 from lipmodel.network.onnx_file import OnnxFile, Refusal, decode, read, type_name
 from lipmodel.network.onnx_ops import (
-    MAX_COMPUTED,
+    MAX_TENSOR,
     OPERATORS,
     Builder,
     Computed,
@@ -86,6 +86,16 @@ def load(
     Raises RefusedInput with every reason, UsageError where there is no such file or tensor.
     """
     file = read(source)
+    try:
+        return _load(file, graph_input, graph_output, check)
+    except MemoryError:
+        reason = Reason(kind="size-limit", where="", message="the network does not fit into the memory of this machine")
+        raise RefusedInput(file.label, [reason]) from None
+
+
+def _load(
+    file: OnnxFile, graph_input: str | Sequence[str] | None, graph_output: str | Sequence[str] | None, check: bool
+) -> Network:
     model = file.model
     state = _Import(file=file, opset=_opset(model))
     if state.opset not in OPSETS:
@@ -195,8 +205,8 @@ def _read_inputs(state: _Import, chosen: list[Any]) -> dict[str, tuple[int, ...]
                 state.reasons.append(refusal.at(f"input {info.name!r}"))
     sizes = {name: prod(shapes[name]) for name in (info.name for info in chosen) if name in shapes}
     try:
-        if sum(sizes.values()) > MAX_COMPUTED:
-            raise Refusal("size-limit", f"the input has {sum(sizes.values())} entries; the limit is {MAX_COMPUTED}")
+        if sum(sizes.values()) > MAX_TENSOR:
+            raise Refusal("size-limit", f"the input has {sum(sizes.values())} entries; the limit is {MAX_TENSOR}")
         _add_inputs(state, chosen, shapes, sizes)
     except Refusal as refusal:
         state.reasons.append(refusal.at("inputs"))
@@ -238,8 +248,8 @@ def _input_shape(info: Any) -> tuple[int, ...]:
             raise Refusal("shape", f"dimension {axis} is {dim.dim_value}")
         else:
             shape.append(int(dim.dim_value))
-    if prod(shape) > MAX_COMPUTED:
-        raise Refusal("size-limit", f"it has {prod(shape)} entries; the limit is {MAX_COMPUTED}")
+    if prod(shape) > MAX_TENSOR:
+        raise Refusal("size-limit", f"it has {prod(shape)} entries; the limit is {MAX_TENSOR}")
     return tuple(shape)
 
 

@@ -24,6 +24,8 @@ Array = np.ndarray[Any, Any]
 
 MAX_COMPUTED = 5 * 10**7
 """The largest number of entries of all computed tensors together."""
+MAX_TENSOR = 10**7
+"""The largest number of entries of one computed tensor."""
 MAX_EXPANDED = 3 * 10**7
 """The largest number of entries of a matrix that an operator has to be expanded into."""
 
@@ -103,6 +105,8 @@ class Builder:
     def reserve(self, size: int) -> None:
         """Refuse, before anything is allocated, what the network would not fit in."""
         self.computed += size
+        if size > MAX_TENSOR:
+            raise Refusal("size-limit", f"a computed tensor of {size} entries; the limit is {MAX_TENSOR}")
         if self.computed > MAX_COMPUTED:
             raise Refusal("size-limit", f"the computed tensors have more than {MAX_COMPUTED} entries")
 
@@ -236,7 +240,10 @@ OPERATORS: dict[tuple[str, str], Handler] = {}
 
 
 def register_operator(op_type: str, domain: str = "") -> Callable[[Handler], Handler]:
-    """Decorator: make a function the handler of an ONNX operator, in place of any earlier one."""
+    """Decorator: make a function the handler of an ONNX operator, in place of any earlier one.
+
+    A file with an operator that no runtime knows cannot be compared with a run of it, and needs `load(..., check=False)`.
+    """
 
     def register(handler: Handler) -> Handler:
         OPERATORS[op_type, domain] = handler
@@ -272,8 +279,8 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
         result = np.broadcast_shapes(*shapes)
     except ValueError:
         raise Refusal("shape", f"shapes {' and '.join(map(str, shapes))} do not broadcast") from None
-    if prod(result) > MAX_COMPUTED:
-        raise Refusal("size-limit", f"a tensor of shape {result}")
+    if prod(result) > MAX_TENSOR:
+        raise Refusal("size-limit", f"a computed tensor of shape {result}; the limit is {MAX_TENSOR} entries")
     return tuple(int(d) for d in result)
 
 

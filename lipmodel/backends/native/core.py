@@ -85,6 +85,8 @@ def _solve(
     keep = alive.both
     if not keep[0].any():
         t, eta = _embed(problem, weights, alive, None, np.zeros(0))
+        if not _feasible(problem, weights, t, eta):
+            return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
         return _solution(problem, t, eta, 0.0, "optimal", 0)
     alpha, beta, widened = _slopes(problem, keep)
     kept = [w[np.ix_(rows, columns)] for w, rows, columns in zip(weights, keep[1:], keep[:-1], strict=True)]
@@ -99,8 +101,8 @@ def _solve(
         progress = Progress(
             iteration=iteration,
             value=float(shift(np.array(value), power)),
-            lower=float(shift(np.array(lower), power)),
-            gap=gap,
+            lower=0.0 if widened else float(shift(np.array(lower), power)),
+            gap=1.0 if widened else gap,
             elapsed=time.monotonic() - began,
         )
         return on_iterate(progress) is not False
@@ -225,9 +227,8 @@ def _embed(
             entries = 2 * exponents(problem.output[:, unreached])
             firm = np.full(entries.shape[0], FIRM)
         else:
-            entries = (
-                2 * exponents(weights[k][:, unreached]) + (levels[k + 1] + 2 * _steepness(problem, k + 1))[:, None]
-            )
+            fed = levels[k + 1] + 2 * _steepness(problem, k + 1)
+            entries = 2 * exponents(weights[k][:, unreached]) + fed[:, None]
             firm = np.where(alive.reached[k + 1], FIRM, 8)
         fan = entries.shape[0].bit_length()
         need = (entries + firm[:, None] + fan).max(axis=0)

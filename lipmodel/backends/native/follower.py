@@ -22,7 +22,10 @@ from lipmodel.backends.native.chain import Array, Chain, Status
 from lipmodel.backends.native.elimination import Elimination, elimination_order
 
 # shares of mu that a prediction may take off, and the decrement that it may have to be accepted, or to be extended
-SHARES = np.array([0.98, 0.96, 0.93, 0.89, 0.83, 0.75, 0.66, 0.57, 0.48, 0.4, 0.33, 0.27, 0.2, 0.15, 0.1, 0.06, 0.03])
+SHARES = (
+    0.98, 0.96, 0.93, 0.89, 0.83, 0.75, 0.66, 0.57, 0.48, 0.4,
+    0.33, 0.27, 0.2, 0.15, 0.1, 0.06, 0.03, 0.01, 0.003, 0.001,
+)  # fmt: skip
 PATIENCE = ((4.5, 2.25), (1.5, 0.8), (0.9, 0.5))
 CENTRAL = 0.9  # decrement above which an iterate is brought back by a line search before the path is followed on
 CORRECTED = 0.3  # decrement at which the correctors stop
@@ -153,6 +156,8 @@ def follow_path(
         status = "interrupted"
     except MemoryError:
         status = "inaccurate"
+    if run.gap() <= tol:
+        status = "optimal"
     return Outcome(y=run.best, lower=run.lower, status=status, iterations=iterations)
 
 
