@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends import backend as find_backend
@@ -203,7 +203,7 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
     if time_limit is not None and time_limit < 1e-3:
         return Point(values=None, termination="time-limit"), chosen.name
     options = SolveOptions(
-        tol=run.tol, time_limit=time_limit, verbose=run.verbose, native=run.native, progress=run.progress
+        tol=run.tol, time_limit=time_limit, verbose=run.verbose, native=run.native, progress=_shown(model, run.progress)
     )
     with run.clock.stage("solve"):
         try:
@@ -216,6 +216,17 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
         except Exception as error:
             run.say(f"{chosen.name} failed ({type(error).__name__}: {error}): proving a closed-form bound")
             return Point(values=None, termination="failed", message=str(error)), chosen.name
+
+
+def _shown(model: Model, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+    """The progress of a solver in units of the constant, not of the objective."""
+    if progress is None:
+        return None
+
+    def show(state: Progress) -> None:
+        progress(replace(state, objective=model.bound_of(state.objective), lower=model.bound_of(state.lower)))
+
+    return show
 
 
 def _by_multipliers(

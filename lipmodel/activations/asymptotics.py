@@ -114,6 +114,14 @@ def number_sign(number: Any) -> int:
     raise Unsupported(f"the sign of {number} could not be decided")
 
 
+def vanishes(number: Any) -> bool:
+    """Whether a constant of sympy is proved to be 0."""
+    try:
+        return bool(number.is_number) and number_sign(number) == 0
+    except Unsupported:
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
     """expression(x) = C(x) * s(x) on x >= threshold, with s a scale and C(x) in `coefficient`.

@@ -16,10 +16,10 @@ from typing import Any
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail
+from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail, vanishes
 from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Expression, from_sympy
-from lipmodel.activations.signs import Cell, Unresolved, simplest, zero_cells
+from lipmodel.activations.signs import Cell, Unresolved, merged, simplest, zero_cells
 from lipmodel.errors import NotLipschitz, UsageError
 
 X = sympy.Symbol("x", real=True)
@@ -197,7 +197,7 @@ def sign_at(function: Any, at: Fraction) -> int:
             value = formula.ball(rational(at))
         if value > 0 or value < 0:
             return 1 if value > 0 else -1
-    if sympy.simplify(function) == 0:
+    if sympy.expand(function) == 0:
         return 0
     raise NotLipschitz(f"the sign of {function} at {float(at):g} could not be determined")
 
@@ -236,7 +236,7 @@ def _single(function: Any, cell: Cell) -> Cell:
     point = simplest(*cell)
     exact = sympy.Rational(point.numerator, point.denominator)
     derivative, order = function, 0
-    while order < 8 and sympy.simplify(derivative.subs(X, exact)) == 0:
+    while order < 8 and vanishes(derivative.subs(X, exact)):
         derivative, order = sympy.diff(derivative, X), order + 1
     if order == 0:
         derivative = sympy.diff(function, X)
@@ -285,7 +285,7 @@ def _order(a: Cut, b: Cut) -> int:
     except Unsupported:
         pass
     if a.function is not None and b.function is not None:
-        ratio = sympy.simplify(a.function / b.function)
+        ratio = sympy.expand(a.function / b.function)
         if ratio.is_number and ratio != 0:
             return 0
     raise NotLipschitz(f"two switches near x = {a} are too close to be told apart")
@@ -318,7 +318,52 @@ def _numerical_zeros(function: Any, left: Cut | None, right: Cut | None) -> list
         window.append(settled[0])
     if window[0] >= window[1]:
         return []
-    return zero_cells(f, df, window[0], window[1], None)
+    return zeros_in_window(function, window[0], window[1])
+
+
+def factorings(e: Any) -> Iterator[list[Any]]:
+    """Lists of functions of X such that all zeros of a smooth expression without poles are zeros of one in the list.
+
+    Taking a product apart (a polynomial times an exponential, say) keeps each sign decidable on wide intervals. Far out
+    1 - tanh(u)^2 is a difference of equal numbers in any precision, so a second form has exponentials only.
+    """
+    if e.count_ops() > 2000:
+        yield [e]
+        return
+    yield _factors(sympy.fraction(sympy.together(e))[0], expand=False)
+    if e.has(sympy.tanh):
+        e = e.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
+        yield _factors(sympy.fraction(sympy.together(e))[0], expand=True)
+
+
+def _factors(e: Any, *, expand: bool) -> list[Any]:
+    found: list[Any] = []
+    for part in sympy.Mul.make_args(sympy.factor_terms(e)):
+        base = part.base if part.is_Pow and not isinstance(part, sympy.exp) else part
+        if not base.has(X) or _nonzero(base):
+            continue
+        if base.is_polynomial(X) and (base_poly := sympy.Poly(base, X)).domain in (sympy.ZZ, sympy.QQ):
+            found += [f.as_expr() for f, _ in base_poly.factor_list()[1]]
+        elif expand and (expanded := sympy.expand(base)) != base:
+            found += _factors(expanded, expand=False)
+        else:
+            found.append(base)
+    return list(dict.fromkeys(found))
+
+
+def zeros_in_window(e: Any, lower: Fraction, upper: Fraction) -> list[Cell]:
+    """Cells that contain every zero of a smooth expression without poles in a bounded window; Unresolved if not found."""
+    failure = None
+    for factoring in factorings(e):
+        try:
+            cells = []
+            for f in factoring:
+                cells += zero_cells(from_sympy(f, X), from_sympy(sympy.diff(f, X), X), lower, upper, None)
+            return merged(cells)
+        except Unresolved as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def regular(formulas: tuple[Expression, ...], end: Cut) -> bool:

@@ -9,7 +9,7 @@ infinity or to a singular end. The same is done for f itself (zeros of f'), whic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -31,13 +31,17 @@ from lipmodel.activations.branches import (
     prepare,
     regular,
     settle,
+    zeros_in_window,
 )
-from lipmodel.activations.formula import Affine, Formula, from_sympy
+from lipmodel.activations.formula import Affine, Expression, Formula, from_sympy
 from lipmodel.activations.shapes import Shape
-from lipmodel.activations.signs import Unresolved, variation, zero_cells
+from lipmodel.activations.signs import Cell, Unresolved, variation, zero_cells
 from lipmodel.activations.spec import Activation, Joint
-from lipmodel.activations.tracks import Bounds, Limit, Piece, Place, Track, Turn, track_range
+from lipmodel.activations.tracks import Bounds, Limit, Piece, Place, Track, Turn, hull, track_range
 from lipmodel.errors import NotLipschitz, SoundnessError, UsageError
+
+Smooth = tuple[Expression, Expression, Expression]
+"""A function and its first two derivatives."""
 
 _EVERYTHING: Bounds = (-math.inf, math.inf)
 _SIGNIFICANT = Fraction(1, 2**120)
@@ -69,11 +73,7 @@ def derive(expression: Any, params: Mapping[str, float], *, name: str) -> Shape:
 def _piece(branch: Branch) -> Piece:
     f = [branch.expression]
     for _ in range(3):
-        f.append(sympy.diff(f[-1], X))
-    if _constant(f[1]):
-        f[1:] = [_at_any_point(f[1]), sympy.Integer(0), sympy.Integer(0)]
-    elif _constant(f[2]):
-        f[2:] = [_at_any_point(f[2]), sympy.Integer(0)]
+        f.append(_simplified(sympy.diff(f[-1], X)))
     return Piece(
         lower=None if branch.left is None else branch.left.at,
         upper=None if branch.right is None else branch.right.at,
@@ -82,21 +82,12 @@ def _piece(branch: Branch) -> Piece:
     )
 
 
-def _constant(derivative: Any) -> bool:
-    """Whether an expression is constant, proved symbolically."""
-    if not derivative.has(X):
-        return True
-    formula = from_sympy(derivative, X)
-    with ctx.workprec(256):
-        values = [formula.ball(arb(p)) for p in (0.15625, 1.21875, -2.3125, 3.40625)]
-    finite = [v for v in values if v.is_finite()]
-    if any(not v.overlaps(finite[0]) for v in finite[1:]):
-        return False
-    return bool(sympy.simplify(sympy.diff(derivative, X)) == 0)
-
-
-def _at_any_point(e: Any) -> Any:
-    return sympy.simplify(e) if e.has(X) else e
+def _simplified(e: Any) -> Any:
+    """The same expression, free of X where that is seen by cancelling."""
+    if e.has(X) and e.is_rational_function(X):
+        reduced = sympy.cancel(e)
+        return e if reduced.has(X) else reduced
+    return e
 
 
 def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
@@ -111,8 +102,8 @@ def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
             right=ends[1] if branch.right is None else None,
         )
     formula: Formula = affine or from_sympy(q, X)
-    if not dq.has(X) and dq == 0:
-        everywhere = from_sympy(_at_any_point(q), X)
+    if not q.has(X):
+        everywhere = from_sympy(q, X)
         return Track(formula=everywhere, left=everywhere, right=everywhere)
     smooth = (from_sympy(q, X), from_sympy(dq, X), from_sympy(ddq, X))
     turns: list[Turn] = []
@@ -133,7 +124,7 @@ def _track(q: Any, dq: Any, ddq: Any, branch: Branch, *, slope: bool) -> Track:
             limits.append(limit)
             turns += [] if turn is None else [turn]
     if window[0] < window[1]:
-        turns += _turns(smooth, window[0], window[1], slope=slope)
+        turns += _turns(dq, smooth, window[0], window[1], slope=slope)
     turns.sort(key=lambda turn: turn.at[0])
     track = Track(formula=formula, turns=tuple(turns), left=limits[0], right=limits[1])
     return track if period is None else _repeated(track, branch, window)
@@ -149,7 +140,10 @@ def _period(q: Any) -> int | None:
         return None
     if period is None or not period.is_positive:
         return None
-    if sympy.simplify(sympy.expand_trig(q.subs(X, X + period) - q)) != 0:
+    moved = q.subs(X, X + period).replace(
+        lambda e: isinstance(e, sympy.sin | sympy.cos), lambda e: e.func(sympy.expand(e.args[0]))
+    )
+    if sympy.expand(moved - q) != 0:
         return None
     return math.ceil(outward(number_ball(period))[1])
 
@@ -236,20 +230,36 @@ def _limit(known: Tail | None) -> Limit:
     return from_sympy(sympy.simplify(known.limit), X)
 
 
-def _turns(smooth: tuple[Any, Any, Any], lower: Fraction, upper: Fraction, *, slope: bool) -> list[Turn]:
+def _turns(derivative: Any, smooth: Smooth, lower: Fraction, upper: Fraction, *, slope: bool) -> list[Turn]:
     """The places in a bounded window where the derivative of a smooth function may vanish."""
     q, dq, ddq = smooth
     try:
-        cells = zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper))
+        return [_turn(q, dq, cell) for cell in zeros_in_window(derivative, lower, upper)]
+    except Unresolved:
+        pass
+    try:
+        return _united(_turn(q, dq, cell) for cell in zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper)))
     except Unresolved as error:
         if not slope:
             return [Turn(at=(lower, upper), bounds=_EVERYTHING)]
         raise NotLipschitz(f"its derivative could not be bounded near x = {float(error.at):.6g} ({error})") from None
-    turns = []
-    for cell in cells:
-        tiny = cell[1] - cell[0] <= _SIGNIFICANT * max(Fraction(1), abs(cell[0]))
-        turns.append(Turn(at=cell, bounds=None if tiny else outward(variation(q, dq, cell))))
-    return turns
+
+
+def _turn(q: Formula, dq: Formula, cell: Cell) -> Turn:
+    tiny = cell[1] - cell[0] <= _SIGNIFICANT * max(Fraction(1), abs(cell[0]))
+    return Turn(at=cell, bounds=None if tiny else outward(variation(q, dq, cell)))
+
+
+def _united(turns: Iterable[Turn]) -> list[Turn]:
+    """Touching wide turns united."""
+    result: list[Turn] = []
+    for turn in turns:
+        last = result[-1] if result else None
+        if last and last.bounds and turn.bounds and last.at[1] >= turn.at[0]:
+            result[-1] = Turn(at=(last.at[0], turn.at[1]), bounds=hull([last.bounds, turn.bounds]))
+        else:
+            result.append(turn)
+    return result
 
 
 def _magnitude(q: Formula, lower: Fraction, upper: Fraction) -> arb:

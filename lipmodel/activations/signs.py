@@ -36,12 +36,13 @@ def zero_cells(
     """Cells [a, b], increasing, outside which `function` has no zero in [lower, upper]; a = b where the zero is a.
 
     scale: where given, a cell may also stay wider if |function| * width <= 2^-80 scale on it (an antiderivative then
-    varies by no more than that). Raises Unresolved where the function is not finite or the budget is spent.
+    varies by no more than that), and touching cells are not united. Raises Unresolved where the function is not finite
+    or the budget is spent.
     """
     with ctx.workprec(_PRECISION):
         search = _Search(function.ball, derivative.ball, scale)
         search.run(lower, upper)
-    return _merged(search.cells)
+    return sorted(search.cells) if scale is not None else merged(search.cells)
 
 
 def variation(function: Formula, derivative: Formula, cell: Cell) -> arb:
@@ -154,7 +155,7 @@ def simplest(a: Fraction, b: Fraction) -> Fraction:
     return floor + 1 / simplest(1 / (b - floor), 1 / (a - floor))
 
 
-def _merged(cells: list[Cell]) -> list[Cell]:
+def merged(cells: list[Cell]) -> list[Cell]:
     """Touching cells united."""
     result: list[Cell] = []
     for a, b in sorted(cells):

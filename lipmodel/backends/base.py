@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from lipmodel.model.variables import Variable
 
 Array = np.ndarray[Any, Any]
-Termination = Literal[
-    "optimal", "inaccurate", "time-limit", "iteration-limit", "interrupted", "failed", "closed-form"
-]
+Termination = Literal["optimal", "inaccurate", "time-limit", "iteration-limit", "interrupted", "failed", "closed-form"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

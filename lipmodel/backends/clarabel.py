@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from lipmodel.backends.base import Availability, Capabilities, Installed, Missing, Point, SolveOptions, Termination
+from lipmodel.backends.conic import Task, check_options, refusal, task
 
 if TYPE_CHECKING:
     from lipmodel.model.model import Model
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 _STATUS: dict[str, Termination] = {
     "Solved": "optimal",
     "AlmostSolved": "inaccurate",
+    "InsufficientProgress": "inaccurate",
+    "NumericalError": "inaccurate",
     "MaxIterations": "iteration-limit",
     "MaxTime": "time-limit",
-    "InsufficientProgress": "inaccurate",
+    "CallbackTerminated": "interrupted",
 }
 
 
@@ -36,81 +39,57 @@ class Clarabel:
         return Installed(version=str(getattr(clarabel, "__version__", "")))
 
     def refuses(self, model: Model) -> str | None:
-        return None
+        return refusal(model)
 
     def solve(self, model: Model, options: SolveOptions) -> Point:
         import clarabel
 
-        from lipmodel.bridges.program import cone_program
-        from lipmodel.bridges.scaling import prepare
-
-        prepared = prepare(model)
-        program = cone_program(prepared.model)
-        rows, rhs, cones = [], [], []
-        if program.eq.shape[0]:
-            rows.append(-program.eq)
-            rhs.append(program.eq_rhs)
-            cones.append(clarabel.ZeroConeT(program.eq.shape[0]))
-        if program.ineq.shape[0]:
-            rows.append(-program.ineq)
-            rhs.append(program.ineq_rhs)
-            cones.append(clarabel.NonnegativeConeT(program.ineq.shape[0]))
-        for block in program.psd:
-            a, b = svec(block, program.size, upper=True)
-            rows.append(-a)
-            rhs.append(b)
-            cones.append(clarabel.PSDTriangleConeT(block.order))
-        scale = float(np.abs(program.cost).max()) or 1.0
         settings = clarabel.DefaultSettings()
+        known = {key: getattr(settings, key) for key in dir(settings) if not key.startswith("_")}
+        native = check_options(self.name, options.native, {k: v for k, v in known.items() if not callable(v)})
+        work = task(model, options)
+        if work.time_left is not None and work.time_left <= 0.0:
+            return Point(values=None, termination="time-limit", message="no time left to solve in")
+        if not work.is_finite():
+            return Point(values=None, termination="failed", message="coefficients out of the range of floats")
         settings.verbose = options.verbose
-        settings.tol_gap_rel = settings.tol_gap_abs = min(1e-8, 1e-2 * options.tol)
+        # the solver's gaps are absolute below one, and the optimum of a deep network is far below one
+        settings.tol_gap_rel = settings.tol_gap_abs = min(1e-8, max(1e-6 * options.tol, 1e-13))
         settings.tol_feas = 1e-9
-        if options.time_limit is not None:
-            settings.time_limit = max(options.time_limit, 0.01)
+        if work.time_left is not None:
+            settings.time_limit = work.time_left
         if options.max_iterations is not None:
             settings.max_iter = options.max_iterations
-        for key, value in options.native.items():
+        for key, value in native.items():
             setattr(settings, key, value)
-        n = program.size
-        solver = clarabel.DefaultSolver(
-            sp.csc_matrix((n, n)),
-            program.cost / scale,
-            sp.csc_matrix(sp.vstack(rows)),
-            np.concatenate(rhs),
-            cones,
-            settings,
-        )
-        solution = solver.solve()
+        try:
+            solution = clarabel.DefaultSolver(*_data(work, clarabel), settings).solve()
+        except BaseException as error:  # a panic in Rust arrives as a BaseException
+            if type(error).__name__ != "PanicException":
+                raise
+            return Point(values=None, termination="failed", message=str(error))
         status = str(solution.status)
-        x = np.asarray(solution.x, dtype=np.float64)
-        finite = x.shape == (n,) and bool(np.all(np.isfinite(x)))
-        return Point(
-            values=prepared.restore(program.values(x)) if finite else None,
-            termination=_STATUS.get(status, "failed"),
-            objective=_number(solution.obj_val, scale, program.offset),
-            lower=_number(solution.obj_val_dual, scale, program.offset),
+        return work.point(
+            solution.x,
+            _STATUS.get(status, "failed"),
+            float(solution.obj_val),
+            float(solution.obj_val_dual),
             iterations=int(solution.iterations),
             message=status,
         )
 
 
-def _number(value: Any, scale: float, offset: float) -> float | None:
-    number = float(value) * scale + offset
-    return number if np.isfinite(number) else None
+def _data(work: Task, clarabel: Any) -> tuple[Any, ...]:
+    """(P, q, A, b, cones) of Clarabel's form: min x'P x / 2 + q'x subject to A x + s = b, s in the cones."""
+    from lipmodel.bridges.program import svec
 
-
-def svec(block: Any, size: int, *, upper: bool) -> tuple[Any, Any]:
-    """Coefficients (rows, size) and constant of a matrix inequality as a scaled vector of its triangle.
-
-    Off-diagonal entries times sqrt 2; upper: column by column of the upper triangle, else of the lower one.
-    """
-    r, c, n = block.row, block.col, block.order
-    index = r * (r + 1) // 2 + c if upper else c * n - c * (c - 1) // 2 + (r - c)
-    value = np.where(r == c, block.value, np.sqrt(2.0) * block.value)
-    total = n * (n + 1) // 2
-    constant = block.var < 0
-    b = np.zeros(total)
-    np.add.at(b, index[constant], value[constant])
-    rest = ~constant
-    a = sp.csr_array((value[rest], (index[rest], block.var[rest])), shape=(total, size))
-    return a, b
+    program, n = work.program, work.program.size
+    parts: list[tuple[Any, Any, Any]] = []
+    if program.eq.shape[0]:
+        parts.append((program.eq, program.eq_rhs, clarabel.ZeroConeT(program.eq.shape[0])))
+    if program.ineq.shape[0]:
+        parts.append((program.ineq, program.ineq_rhs, clarabel.NonnegativeConeT(program.ineq.shape[0])))
+    for block in program.psd:
+        parts.append((*svec(block, n, upper=True), clarabel.PSDTriangleConeT(block.order)))
+    matrix = sp.csc_matrix(sp.vstack([-a for a, _, _ in parts]))
+    return sp.csc_matrix((n, n)), work.cost, matrix, np.concatenate([b for _, b, _ in parts]), [c for _, _, c in parts]

@@ -300,12 +300,12 @@ def compose(left: LinearMap, right: LinearMap) -> LinearMap:
         if isinstance(right, Selection):
             index = np.where(left.index >= 0, right.index[np.maximum(left.index, 0)], -1)
             return Selection(index=index, size=right.size)
-        if isinstance(right, Dense) and right.radius is None:
+        if isinstance(right, Dense) and right.radius is None and len(left.index) <= 2 * right.shape[0]:
             return Dense(weights=left.matvec(right.weights))
     if isinstance(right, Selection):
         if right.is_identity:
             return left
-        if isinstance(left, Dense) and left.radius is None:
+        if isinstance(left, Dense) and left.radius is None and right.size <= 2 * left.shape[1]:
             weights = np.zeros((left.shape[0], right.size))
             kept = np.flatnonzero(right.index >= 0)
             if len(np.unique(right.index[kept])) == len(kept):

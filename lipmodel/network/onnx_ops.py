@@ -242,7 +242,7 @@ OPERATORS: dict[tuple[str, str], Handler] = {}
 def register_operator(op_type: str, domain: str = "") -> Callable[[Handler], Handler]:
     """Decorator: make a function the handler of an ONNX operator, in place of any earlier one.
 
-    A file with an operator that no runtime knows cannot be compared with a run of it, and needs `load(..., check=False)`.
+    A file with an operator that no runtime knows cannot be compared with a run of it: `load` it with check=False.
     """
 
     def register(handler: Handler) -> Handler:
