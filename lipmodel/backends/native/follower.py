@@ -89,6 +89,7 @@ class _Run:
     best: Array
     value: float
     lower: float
+    fade: bool
 
     @property
     def cost(self) -> Array:
@@ -139,7 +140,8 @@ class _Path:
     mu: float
     offset: Array
     newton: Array  # the step to the path at this mu
-    tangent: Array  # what y loses per share of mu taken off
+    price: Array  # M^-1 cost / mu
+    tangent: Array  # what y loses per share of mu, and of the offset, taken off
 
 
 def follow_path(
@@ -152,14 +154,16 @@ def follow_path(
     report: Callable[[int, float, float, float], bool],
     target: float = -math.inf,
     lower: float = 0.0,
+    fade: bool = False,
 ) -> Outcome:
     """Follow the central path from the strictly feasible y until the bound is known to the relative tolerance `tol`.
 
     report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False, and as soon
-    as the objective is below `target`. lower: a lower bound on the objective that is known beforehand.
+    as the objective is below `target`. lower: a lower bound on the objective that is known beforehand. fade: let the
+    offset shrink with mu, which a start far from the path needs; near it a constant one takes fewer iterations.
     """
     value = float(barrier.cost @ y)
-    run = _Run(barrier=barrier, deadline=deadline, target=target, best=y.copy(), value=value, lower=lower)
+    run = _Run(barrier=barrier, deadline=deadline, target=target, best=y.copy(), value=value, lower=lower, fade=fade)
     status: Status = "inaccurate"
     iterations = 0
     try:
@@ -203,15 +207,25 @@ def _iterate(run: _Run, y: Array) -> Iterator[None]:
             offset = np.zeros_like(offset)
         _bound_below(run, point, metric, mu, ascent, price)
         yield
-        newton = ascent - price / mu - metric.solve(offset)
+        aside = metric.solve(offset)
+        newton = ascent - price / mu - aside
         decrement = math.sqrt(max(float(newton @ (pure - offset)), 0.0))
         step = None
         if decrement <= CENTRAL:
-            path = _Path(point=point, metric=metric, mu=mu, offset=offset, newton=newton, tangent=price / mu)
+            path = _Path(
+                point=point,
+                metric=metric,
+                mu=mu,
+                offset=offset,
+                newton=newton,
+                price=price / mu,
+                tangent=price / mu - aside if run.fade else price / mu,
+            )
             step = _predict(run, path, rung, *PATIENCE[patience])
         if step is not None:
             rung, moved = step
             mu *= 1 - SHARES[rung]
+            offset = offset * (1 - SHARES[rung]) if run.fade else offset
             point = _correct(run, moved, metric, run.cost / mu + offset)
         else:
             centred = _line_search(run, point, newton, run.cost / mu + offset)
@@ -292,14 +306,15 @@ def _predict(run: _Run, path: _Path, rung: int, accept: float, extend: float) ->
     ahead, behind = run.point(point.y + width * tangent), run.point(point.y - width * tangent)
     bend = np.zeros_like(tangent)
     if ahead is not None and behind is not None:
-        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - tangent
+        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - path.price
 
     def attempt(index: int) -> tuple[float, _Point] | None:
         share = SHARES[index]
         trial = run.point(point.y + path.newton - share * tangent + share**2 * bend)
         if trial is None:
             return None
-        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + path.offset - trial.gradient)
+        offset = path.offset * (1 - share) if run.fade else path.offset
+        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + offset - trial.gradient)
         return (decrement, trial) if decrement < accept else None
 
     index = max(rung - 1, 0)

@@ -81,11 +81,12 @@ def _solve(
     whole = program if normal is None else normal.program
     structure = structure_of(whole)
     wide, widened = _widened(whole, structure)
-    small = pruned(wide, structure)
+    small = pruned(wide)
     if not small.unknowns.any():
-        return _nothing(program, whole, structure, small, normal)
+        return _nothing(program, whole, small, normal)
     reduced = _reduced(small.program)
-    start = launched(reduced, structure_of(reduced), deadline)
+    known = structure_of(reduced)
+    start = launched(reduced, known, deadline)
     if start is None:
         return _none("time-limit" if time.monotonic() > deadline else "failed")
     power = start.units.power
@@ -114,10 +115,11 @@ def _solve(
         max_iterations=max_iterations,
         report=report,
         target=ZERO * float(start.barrier.cost @ start.y),
+        fade=known is None or bool(known.extra or known.duals),
     )
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
-    return _restored(program, whole, structure, small, start, outcome, normal)
+    return _restored(program, whole, small, start, outcome, normal)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +247,6 @@ def _reduced(program: Program) -> Program:
 def _restored(
     program: Program,
     whole: Program,
-    structure: Structure | None,
     small: Pruned,
     start: Launch,
     outcome: Outcome,
@@ -259,7 +260,7 @@ def _restored(
             status = "inaccurate" if status == "optimal" else status
         point = np.empty(len(outcome.y))
         point[start.barrier.unknowns] = (1 - share) * outcome.y + share * start.y
-        y = embedded(whole, structure, small, shift(point, start.units.unknowns))
+        y = embedded(whole, small, shift(point, start.units.unknowns))
         if feasible(whole, y):
             return _solution(program, y, lower, status, outcome.iterations, normal)
     return replace(_none("inaccurate"), lower=lower, iterations=outcome.iterations)
@@ -275,11 +276,9 @@ def _solution(
     return Solution(y=y, value=value, lower=min(lower, value), status=status, iterations=iterations)
 
 
-def _nothing(
-    program: Program, whole: Program, structure: Structure | None, small: Pruned, normal: _Normal | None
-) -> Solution:
+def _nothing(program: Program, whole: Program, small: Pruned, normal: _Normal | None) -> Solution:
     """A network that is constant."""
-    y = embedded(whole, structure, small, np.zeros(0))
+    y = embedded(whole, small, np.zeros(0))
     if not feasible(whole, y):
         return _none("inaccurate")
     return _solution(program, y, 0.0, "optimal", 0, normal)

@@ -29,7 +29,7 @@ from lipmodel.backends.native.start import EXPENSIVE, MARGIN, RULES, Rule
 from lipmodel.backends.native.structure import Structure, guarded, row_sums
 
 PASSES = 12  # over a network whose activations share multipliers across layers
-SMALL = (1e-3, 1e-5, 1e-7, 1e-10, 1e-13)  # weights of what is stated besides, relative to order one
+SMALL = tuple(10.0 ** (-k / 2) for k in range(28))  # weights of what is stated besides, relative to order one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,10 +132,14 @@ def _from_guess(program: Program, structure: Structure, guess: _Guess) -> Launch
     if structure.duals:
         base = np.where(raised, base, base / MARGIN)
     for excess in (1.02, 1.1, 2.0, 16.0):
+        best: tuple[float, Array] | None = None
         for small in SMALL if not known.all() else (0.0,):
             y = np.where(raised, excess * base, np.where(known, base, small))[barrier.unknowns]
-            if barrier.factorize(y) is not None:
-                return Launch(units=units, program=changed, barrier=barrier, y=y)
+            factor = barrier.factorize(y)
+            if factor is not None and (best is None or factor.logdet > best[0]):
+                best = factor.logdet, y
+        if best is not None:
+            return Launch(units=units, program=changed, barrier=barrier, y=best[1])
     return None
 
 
@@ -398,6 +402,7 @@ def _first_phase(program: Program, structure: Structure | None, deadline: float)
         report=lambda iteration, value, lower, gap: lower <= 0.0,
         target=0.0,
         lower=-math.inf,
+        fade=True,
     )
     point = np.empty(relaxed.unknowns)
     point[barrier.unknowns] = found.y
@@ -414,7 +419,10 @@ def _relaxed(program: Program) -> Program:
     count = program.unknowns
     masses = _row_masses(program, np.ones(count))
     rows, shifts, weights = list(program.rows), [], []
-    columns = sp.csr_array((np.concatenate([program.shift]), (np.arange(len(program.shift)), np.zeros(len(program.shift), dtype=int))), shape=(len(program.shift), 1))
+    columns = sp.csr_array(
+        (np.concatenate([program.shift]), (np.arange(len(program.shift)), np.zeros(len(program.shift), dtype=int))),
+        shape=(len(program.shift), 1),
+    )
     weights.append(sp.hstack([program.weights, columns, sp.csr_array(columns.shape)], format="csr"))
     shifts.append(np.zeros(len(program.shift)))
 

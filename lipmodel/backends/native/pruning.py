@@ -1,8 +1,8 @@
 """Dead neurons and unused entries of a program: taken out before it is solved, and given harmless multipliers after.
 
 A neuron that no input reaches is zero: any multiplier that outweighs what it feeds will do, and an optimum would have
-it infinite. A neuron that does not reach the output only costs: its best multiplier is zero. Both leave the interior,
-so that no barrier can converge. Only unknowns that are a neuron's own are taken out with it.
+it infinite. An entry that nothing reads only costs: its best multiplier is zero. Neither optimum is attained, so that no
+barrier method converges with them. Only unknowns that occur in such rows alone are taken out with them.
 """
 
 from __future__ import annotations
@@ -14,31 +14,51 @@ import numpy as np
 
 from lipmodel.backends.native.chain import ABSENT, Array, Exponents, Mask, exponents, shift
 from lipmodel.backends.native.program import NO_SIGNAL, Program, Rows, without_signals
-from lipmodel.backends.native.structure import Structure
 
 NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
 FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
-PASSES = 8
-UNSET = 1 << 40
+MODEST = 8  # the same between neurons that are dead alike
 NOTHING = -120  # binary exponent of what remains of a program in which nothing matters
+UNSET = 1 << 40
+PASSES = 8  # over multipliers that are shared among dead neurons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pruned:
-    """A program without its dead entries. kept: masks by signal; unknowns: mask; fed: entries that some input reaches."""
+    """A program without its dead entries.
+
+    kept: masks of the entries of every signal; unknowns: mask. useless, unfed: rounds of rows that were taken out
+    because nothing reads their entry, and because their entry reads nothing; the rows are those of the whole program.
+    """
 
     program: Program
     kept: tuple[Mask, ...]
     unknowns: Mask
-    fed: tuple[Mask, ...]
+    useless: tuple[Array, ...]
+    unfed: tuple[Array, ...]
 
 
-def pruned(program: Program, structure: Structure | None) -> Pruned:
+def pruned(program: Program) -> Pruned:
     """Take out what is dead, and unknowns that occur nowhere."""
+    alive = np.ones(len(program.shift), dtype=bool)
     kept = [np.ones(size, dtype=bool) for size in program.sizes]
-    fed = list(kept)
-    if structure is not None and not structure.extra:
-        kept, fed = _without_dead(program, structure)
+    rounds: tuple[list[Array], list[Array]] = ([], [])
+    removable = _removable(program)
+    while True:
+        found = False
+        for unfed in (False, True):
+            wanted = _dead(program, alive, kept, unfed=unfed) & removable[int(unfed)]
+            gone = np.flatnonzero(_of_their_own(program, wanted, alive))
+            if gone.size:
+                found = True
+                rounds[int(unfed)].append(gone)
+                alive[gone] = False
+                for rows, span in zip(program.rows, program.spans, strict=True):
+                    here = gone[(gone >= span.start) & (gone < span.stop)] - span.start
+                    if here.size:
+                        kept[rows.signal][rows.index[here]] = False
+        if not found:
+            break
     changed = _restricted(program, kept)
     used = np.bincount(changed.weights.indices, minlength=program.unknowns) > 0
     changed = replace(
@@ -47,104 +67,58 @@ def pruned(program: Program, structure: Structure | None) -> Pruned:
         cost=program.cost[used],
         nonnegative=program.nonnegative[used],
     )
-    return Pruned(program=changed, kept=tuple(kept), unknowns=used, fed=tuple(fed))
+    return Pruned(program=changed, kept=tuple(kept), unknowns=used, useless=tuple(rounds[0]), unfed=tuple(rounds[1]))
 
 
-def _without_dead(program: Program, structure: Structure) -> tuple[list[Mask], list[Mask]]:
-    """Masks of the entries that stay, and of those that some input reaches.
-
-    What is dead but shares its unknowns with what is not must stay, and what it reads or feeds stays alive with it.
-    """
-    groups = (*structure.inputs.values(), *structure.duals.values(), *structure.activations)
-    stays = [np.zeros(size, dtype=bool) for size in program.sizes]
-    while True:
-        reached, useful = _reached(program, structure, stays), _useful(program, structure, stays)
-        removable = np.zeros(len(program.shift), dtype=bool)
-        for unfed in (True, False):
-            wanted = np.zeros(len(program.shift), dtype=bool)
-            for g in groups:
-                s = program.rows[g].signal
-                wanted[program.spans[g]] = ~reached[s] if unfed else reached[s] & ~useful[s]
-            removable |= _of_their_own(program, wanted)
-        before = [mask.copy() for mask in stays]
-        for g in groups:
-            s = program.rows[g].signal
-            stays[s] |= ~(reached[s] & useful[s]) & ~removable[program.spans[g]]
-        if all(np.array_equal(a, b) for a, b in zip(before, stays, strict=True)):
-            break
-    kept = [np.ones(size, dtype=bool) for size in program.sizes]
-    for g in groups:
-        kept[program.rows[g].signal] = ~removable[program.spans[g]]
-    if _is_constant(program, structure, reached) and not any(kept[program.rows[g].signal].any() for g in structure.activations):
-        kept = [np.zeros(size, dtype=bool) for size in program.sizes]
-    return kept, reached
+def _removable(program: Program) -> tuple[Mask, Mask]:
+    """Rows whose weights may tend to zero, and to infinity: nonnegative combinations that cost nothing, respectively."""
+    weights = program.weights
+    filled = np.diff(weights.indptr) > 0
+    row_of = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
+    free = filled.copy()
+    free[row_of[weights.data <= 0.0]] = False
+    plain = free & (program.shift == 0.0)
+    free[row_of[program.cost[weights.indices] > 0.0]] = False
+    return plain, free
 
 
-def _of_their_own(program: Program, rows: Mask) -> Mask:
-    """The largest part of some rows whose unknowns occur in no row outside that part."""
+def _dead(program: Program, alive: Mask, kept: Sequence[Mask], *, unfed: bool) -> Mask:
+    """Rows that read nothing, or whose entry no row and no constant reads; of entries with one row only."""
+    owners = [np.zeros(size, dtype=np.int64) for size in program.sizes]
+    read = [np.zeros(size, dtype=bool) for size in program.sizes]
+    reads = np.zeros(len(program.shift), dtype=bool)
+    for rows, span in zip(program.rows, program.spans, strict=True):
+        active = alive[span] & ((rows.alpha != 0.0) | (rows.beta != 0.0))
+        if rows.signal != NO_SIGNAL:
+            np.add.at(owners[rows.signal], rows.index, alive[span])
+        for s, m in rows.pre.items():
+            present = (m != 0.0) & kept[s] & active[:, None]
+            read[s] |= present.any(axis=0)
+            reads[span] |= present.any(axis=1)
+    for (a, b), block in program.constant.items():
+        present = (block != 0.0) & kept[a][:, None] & kept[b]
+        read[a] |= present.any(axis=1)
+        read[b] |= present.any(axis=0)
+    wanted = np.zeros(len(program.shift), dtype=bool)
+    for rows, span in zip(program.rows, program.spans, strict=True):
+        if rows.signal != NO_SIGNAL:
+            dead = ~reads[span] if unfed else ~read[rows.signal][rows.index]
+            wanted[span] = dead & alive[span] & (owners[rows.signal][rows.index] == 1)
+    return wanted
+
+
+def _of_their_own(program: Program, rows: Mask, alive: Mask) -> Mask:
+    """The largest part of some rows whose unknowns occur in no living row outside that part."""
     weights = program.weights
     row_of = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
-    rows = rows & (np.diff(weights.indptr) > 0)
     while True:
         shared = np.zeros(program.unknowns, dtype=bool)
-        shared[weights.indices[~rows[row_of]]] = True
+        shared[weights.indices[~rows[row_of] & alive[row_of]]] = True
         left = rows.copy()
         left[row_of[shared[weights.indices]]] = False
         if np.array_equal(left, rows):
             return np.asarray(left)
         rows = left
-
-
-def _active(program: Program, group: int) -> Mask:
-    rows = program.rows[group]
-    return np.asarray((rows.alpha != 0.0) | (rows.beta != 0.0))
-
-
-def _reached(program: Program, structure: Structure, stays: Sequence[Mask]) -> list[Mask]:
-    """Entries on a path of nonzero weights from an input or from dead entries that stay; all inputs."""
-    reached = [np.ones(size, dtype=bool) for size in program.sizes]
-    for g in structure.activations:
-        rows = program.rows[g]
-        hit = np.zeros(rows.size, dtype=bool)
-        for s, m in rows.pre.items():
-            hit |= (m[:, reached[s]] != 0.0).any(axis=1)
-        reached[rows.signal] = hit & _active(program, g) | stays[rows.signal]
-    for d in structure.duals:
-        hit = np.zeros(program.sizes[d], dtype=bool)
-        for s, block in _couplings(program, d).items():
-            hit |= (block[:, reached[s]] != 0.0).any(axis=1)
-        reached[d] = hit | stays[d]
-    return reached
-
-
-def _is_constant(program: Program, structure: Structure, reached: Sequence[Mask]) -> bool:
-    """Whether no path leads from the inputs to the far ends."""
-    far = (*structure.duals, *structure.slack)
-    return not any((m[:, reached[s]] != 0.0).any() for d in far for s, m in _couplings(program, d).items())
-
-
-def _useful(program: Program, structure: Structure, stays: Sequence[Mask]) -> list[Mask]:
-    """Entries on a path of nonzero weights to an output or to dead entries that stay; all of the far ends."""
-    useful = [np.zeros(size, dtype=bool) for size in program.sizes]
-    for d in (*structure.duals, *structure.slack):
-        useful[d][:] = True
-        for s, block in _couplings(program, d).items():
-            useful[s] |= (block != 0.0).any(axis=0)
-    for g in reversed(structure.activations):
-        rows = program.rows[g]
-        mask = useful[rows.signal] & _active(program, g) | stays[rows.signal]
-        for s, m in rows.pre.items():
-            useful[s] |= (m[mask] != 0.0).any(axis=0)
-    return useful
-
-
-def _couplings(program: Program, d: int) -> dict[int, Array]:
-    """The constant blocks of a signal with others, rows for its own entries."""
-    found = {}
-    for (a, b), block in program.constant.items():
-        if d in (a, b):
-            found[a if b == d else b] = block.T if b == d else block
-    return found
 
 
 def _restricted(program: Program, kept: Sequence[Mask]) -> Program:
@@ -180,100 +154,106 @@ def _restricted(program: Program, kept: Sequence[Mask]) -> Program:
     return without_signals(small, empty) if empty else small
 
 
-def embedded(program: Program, structure: Structure | None, found: Pruned, y: Array) -> Array:
+# ---------------------------------------------------------------------------------------------------------------------
+# Back
+
+
+def embedded(program: Program, found: Pruned, y: Array) -> Array:
     """All unknowns from those that were solved for: negligible where useless, large where nothing is fed in."""
     result = np.zeros(program.unknowns)
     result[found.unknowns] = y
-    if structure is None or all(mask.all() for mask in found.kept):
+    if not found.useless and not found.unfed:
         return result
-    levels = _Levels(program, structure, found, program.weights @ result + program.shift)
-    for _ in range(PASSES):  # multipliers shared by several layers may move what was settled before
-        before = levels.least.copy(), levels.most.copy()
-        for g in structure.activations:
-            levels.lower(program.rows[g])
-        for g in reversed(structure.activations):
-            levels.raise_(program.rows[g])
-        if np.array_equal(before[0], levels.least) and np.array_equal(before[1], levels.most):
+    levels = _Levels(program, found, program.weights @ result + program.shift)
+    for _ in range(PASSES):
+        before = levels.unknowns.copy()
+        for rows in reversed(found.useless):
+            levels.lower(rows)
+        for rows in reversed(found.unfed):
+            levels.heighten(rows)
+        if np.array_equal(before, levels.unknowns):
             break
-    result[levels.least < UNSET] = shift(1.0, levels.least[levels.least < UNSET])
-    result[levels.most > ABSENT] = shift(1.0, levels.most[levels.most > ABSENT] + 1)
+    gone = levels.unknowns != UNSET
+    result[gone] = shift(1.0, levels.unknowns[gone])
     return result
 
 
 class _Levels:
-    """Binary exponents of t for the entries of every signal, estimated where they were taken out.
+    """Binary exponents of weights and unknowns, estimated where rows were taken out."""
 
-    least, most: those of the unknowns that were taken out with useless entries, and with entries that nothing feeds.
-    """
+    def __init__(self, program: Program, found: Pruned, t: Array) -> None:
+        self.program, self.found = program, found
+        self.t = exponents(t)  # of the weights of the rows
+        self.unknowns = np.full(program.unknowns, UNSET)
+        self.of = [np.full(size, ABSENT) for size in program.sizes]  # of the diagonal of the matrix
+        for rows, span in zip(program.rows, program.spans, strict=True):
+            if rows.signal != NO_SIGNAL:
+                np.maximum.at(self.of[rows.signal], rows.index, self.t[span])
+        living = [level[mask & (level != ABSENT)] for level, mask in zip(self.of, found.kept, strict=True)]
+        if not found.unknowns.any():
+            living = []
+        self.least = min((int(level.min()) for level in living if level.size), default=NOTHING)
+        self.steep = [exponents(np.maximum(np.abs(rows.alpha), np.abs(rows.beta))) for rows in program.rows]
+        self.dead = [~mask for mask in found.kept]
+        self.unfed = [np.zeros(size, dtype=bool) for size in program.sizes]
+        for rows, here, _ in self._parts(np.concatenate([np.zeros(0, dtype=np.int64), *found.unfed])):
+            self.unfed[rows.signal][rows.index[here]] = True
 
-    def __init__(self, program: Program, structure: Structure, found: Pruned, t: Array) -> None:
-        self.program, self.structure, self.found = program, structure, found
-        spans = program.spans
-        self.least = np.full(program.unknowns, UNSET)
-        self.most = np.full(program.unknowns, ABSENT)
-        self.groups = {program.rows[g].signal: g for g in structure.activations}
-        self.balls = {**structure.inputs, **structure.duals, **structure.slack}
-        self.of = {s: exponents(t[spans[g]]) for s, g in (*self.balls.items(), *self.groups.items())}
-        self.steep = {s: _steepness(program.rows[g]) for s, g in self.groups.items()}
-        inside = [self.of[s][found.kept[s]] for s in structure.inputs]
-        alive = int(np.concatenate(inside).max(initial=NOTHING)) if inside else NOTHING
-        for s in self.balls:
-            gone = ~found.kept[s]
-            base = int(self.of[s][~gone].max()) if (~gone).any() else alive
-            self._settle(s, gone, np.full(gone.size, base - NEGLIGIBLE - int(gone.size).bit_length()), raised=False)
+    def _parts(self, chosen: Array) -> list[tuple[Rows, Array, int]]:
+        """Groups of rows with those of their rows that are chosen, and the number of the group."""
+        found = []
+        for g, (rows, span) in enumerate(zip(self.program.rows, self.program.spans, strict=True)):
+            here = chosen[(chosen >= span.start) & (chosen < span.stop)] - span.start
+            if here.size:
+                found.append((rows, here, g))
+        return found
 
-    def _settle(self, s: int, gone: Mask, wanted: Exponents, *, raised: bool) -> None:
-        """Set unknowns so that t is at most (at least, where raised) as wanted, and t from the unknowns."""
-        rows = np.flatnonzero(gone)
-        if not rows.size:
-            return
-        g = self.groups[s] if s in self.groups else self.balls[s]
-        part = self.program.weights[self.program.spans[g]][rows]
-        if not part.nnz:
-            return
+    def _settle(self, chosen: Array, wanted: Exponents, *, raised: bool) -> None:
+        """Set unknowns so that t is at most (at least, where raised) as wanted; then t and the diagonal from them."""
+        part = self.program.weights[chosen]
         counts = np.diff(part.indptr)
         sizes = np.frexp(part.data)[1]
-        share = np.repeat(wanted[rows] - np.ceil(np.log2(counts)).astype(np.int64), counts) - sizes
-        target = self.most if raised else self.least
-        (np.maximum if raised else np.minimum).at(target, part.indices, share)
-        self.of[s][rows] = np.maximum.reduceat(target[part.indices] + sizes, part.indptr[:-1])
+        share = np.repeat(wanted - np.ceil(np.log2(counts)).astype(np.int64), counts) - sizes
+        old = self.unknowns[part.indices]
+        self.unknowns[part.indices[old == UNSET]] = -UNSET if raised else UNSET
+        (np.maximum if raised else np.minimum).at(self.unknowns, part.indices, share)
+        self.t[chosen] = np.maximum.reduceat(self.unknowns[part.indices] + sizes, part.indptr[:-1])
+        for rows, here, g in self._parts(chosen):
+            self.of[rows.signal][rows.index[here]] = self.t[self.program.spans[g].start + here]
 
-    def lower(self, rows: Rows) -> None:
-        """Useless entries: negligible beside what they read."""
-        s, found = rows.signal, self.found
-        useless = ~found.kept[s] & found.fed[s]
-        if not useless.any():
-            return
-        bound = np.full(rows.size, UNSET)
-        for j, m in rows.pre.items():
-            entries = exponents(m)
-            room = np.where(found.kept[j] | (j in self.balls), NEGLIGIBLE, 8) + rows.size.bit_length() + 4
-            usable = (entries != ABSENT) & found.fed[j][None, :]
-            allowed = np.where(usable, (self.of[j] - room)[None, :] - 2 * entries, UNSET)
-            bound = np.minimum(bound, allowed.min(axis=1))
-        self._settle(s, useless, bound - 2 * self.steep[s], raised=False)
+    def lower(self, chosen: Array) -> None:
+        """Useless entries: negligible beside what they read, or beside everything."""
+        wanted = []
+        for rows, here, g in self._parts(chosen):
+            bound = np.full(here.size, UNSET)
+            for j, m in rows.pre.items():
+                entries = exponents(m[here])
+                room = np.where(self.dead[j], MODEST, NEGLIGIBLE) + rows.size.bit_length() + 4
+                usable = (entries != ABSENT) & ~self.unfed[j] & (self.of[j] != ABSENT)
+                allowed = np.where(usable, (self.of[j] - room)[None, :] - 2 * entries, UNSET)
+                bound = np.minimum(bound, allowed.min(axis=1, initial=UNSET))
+            bound = np.where(bound == UNSET, self.least - NEGLIGIBLE - len(self.t).bit_length(), bound)
+            wanted.append(bound - 2 * np.maximum(self.steep[g][here], 0))
+        self._settle(chosen, np.concatenate(wanted), raised=False)
 
-    def raise_(self, rows: Rows) -> None:
-        """Entries that nothing feeds: above all that they feed."""
-        s, found = rows.signal, self.found
-        unfed = ~found.kept[s] & ~found.fed[s]
-        if not unfed.any():
-            return
-        need = np.full(unfed.size, ABSENT)
-        for g in self.structure.activations:
-            reader = self.program.rows[g]
-            if s in reader.pre:
-                firm = np.where(found.fed[reader.signal], FIRM, 8) + reader.size.bit_length() + 4
-                level = self.of[reader.signal] + 2 * self.steep[reader.signal] + firm
-                need = np.maximum(need, (2 * exponents(reader.pre[s]) + level[:, None]).max(axis=0))
-        for d in (*self.structure.duals, *self.structure.slack):
-            block = _couplings(self.program, d).get(s)
-            if block is not None:
-                level = FIRM + block.shape[0].bit_length() + 4 - self.of[d]
-                need = np.maximum(need, (2 * exponents(block) + level[:, None]).max(axis=0))
-        self._settle(s, unfed, np.where(need < ABSENT // 2, 0, need), raised=True)
-
-
-def _steepness(rows: Rows) -> Exponents:
-    """Binary exponent of the largest slope of every row."""
-    return exponents(np.maximum(np.abs(rows.alpha), np.abs(rows.beta)))
+    def heighten(self, chosen: Array) -> None:
+        """Entries that read nothing: above all that they feed."""
+        wanted = []
+        for rows, here, _ in self._parts(chosen):
+            s, need = rows.signal, np.full(here.size, ABSENT)
+            columns = rows.index[here]
+            for g, (reader, span) in enumerate(zip(self.program.rows, self.program.spans, strict=True)):
+                if s in reader.pre:
+                    firm = np.full(reader.size, FIRM)
+                    if reader.signal != NO_SIGNAL:
+                        firm[self.unfed[reader.signal][reader.index]] = MODEST
+                    level = self.t[span] + 2 * self.steep[g] + firm + reader.size.bit_length() + 4
+                    need = np.maximum(need, (2 * exponents(reader.pre[s][:, columns]) + level[:, None]).max(axis=0))
+            for (a, b), whole in self.program.constant.items():
+                if s in (a, b):
+                    block = whole.T if a == s else whole
+                    other = self.of[b if a == s else a]
+                    level = FIRM + block.shape[0].bit_length() + 4 - other
+                    need = np.maximum(need, (2 * exponents(block[:, columns]) + level[:, None]).max(axis=0))
+            wanted.append(np.where(need < ABSENT // 2, 0, need))
+        self._settle(chosen, np.concatenate(wanted), raised=True)
