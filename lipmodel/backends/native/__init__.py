@@ -32,7 +32,7 @@ class Native:
         return Installed(version=__version__)
 
     def refuses(self, model: Model) -> str | None:
-        from lipmodel.backends.native.program import NotReadable, form_of
+        from lipmodel.backends.native.reading import NotReadable, form_of
 
         try:
             form_of(model)
@@ -80,7 +80,7 @@ def _solve_chain(chain: Any, options: SolveOptions) -> Point:
 
 def _solve_program(model: Model, options: SolveOptions) -> Point:
     from lipmodel.backends.native.general import solve_program
-    from lipmodel.backends.native.program import NotReadable, read_program
+    from lipmodel.backends.native.reading import NotReadable, read_program
     from lipmodel.errors import UsageError
 
     def report(state: Any) -> bool | None:

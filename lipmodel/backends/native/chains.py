@@ -1,4 +1,4 @@
-"""Models that are chains of layers with a multiplier per neuron, read as `ChainProblem`; their elimination is the fastest."""
+"""Models that are chains of layers with a multiplier per neuron, read as `ChainProblem`: the fastest elimination."""
 
 from __future__ import annotations
 

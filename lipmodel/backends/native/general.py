@@ -13,10 +13,11 @@ from lipmodel.backends.native.blocks import BlockBarrier
 from lipmodel.backends.native.chain import Array, Status, shift
 from lipmodel.backends.native.core import NARROW, single_thread
 from lipmodel.backends.native.follower import Outcome, Progress, follow_path
-from lipmodel.backends.native.launch import Launch, launched, scaled
+from lipmodel.backends.native.launch import Launch, launched
 from lipmodel.backends.native.program import NO_SIGNAL, Blocks, Program, compressed
 from lipmodel.backends.native.pruning import NOTHING, Pruned, embedded, pruned
 from lipmodel.backends.native.structure import Structure, structure_of
+from lipmodel.backends.native.units import scaled
 
 SHARES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
 """How far the result is moved towards the start, until it is feasible in the original numbers."""

@@ -1,7 +1,7 @@
 """Symbolic block elimination: the order of the signals, and the fronts of the factorisation.
 
-The signals of a matrix inequality are the vertices of a graph, joined where their block of the matrix is not zero. Greedy
-minimum fill (Tinney & Walker 1967, Proc. IEEE 55; here counted in entries, a diagonal block that becomes dense
+The signals of a matrix inequality are the vertices of a graph, joined where their block of the matrix is not zero.
+Greedy minimum fill (Tinney & Walker 1967, Proc. IEEE 55; here counted in entries, a diagonal block that becomes dense
 included) keeps chains banded and eliminates a wide diagonal layer before the narrow ones around it. Neighbouring
 signals of the elimination tree are merged where one larger dense operation is cheaper than two.
 """
@@ -102,7 +102,7 @@ def _postorder(graph: Graph, order: Sequence[int]) -> list[int]:
     """The order with every subtree of the elimination tree in one piece: the same fill, children beside parents."""
     reached = _reached(graph, order)
     children: list[list[int]] = [[] for _ in order]
-    roots = []
+    roots: list[int] = []
     for i, later in enumerate(reached):
         (children[later[0]] if later else roots).append(i)
     found: list[int] = []

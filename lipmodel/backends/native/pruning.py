@@ -1,8 +1,8 @@
 """Dead neurons and unused entries of a program: taken out before it is solved, and given harmless multipliers after.
 
 A neuron that no input reaches is zero: any multiplier that outweighs what it feeds will do, and an optimum would have
-it infinite. An entry that nothing reads only costs: its best multiplier is zero. Neither optimum is attained, so that no
-barrier method converges with them. Only unknowns that occur in such rows alone are taken out with them.
+it infinite. An entry that nothing reads only costs: its best multiplier is zero. Neither optimum is attained, so that
+no barrier method converges with them. Only unknowns that occur in such rows alone are taken out with them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Pruned:
     program: Program
     kept: tuple[Mask, ...]
     unknowns: Mask
-    useless: tuple[Array, ...]
-    unfed: tuple[Array, ...]
+    useless: tuple[Exponents, ...]
+    unfed: tuple[Exponents, ...]
 
 
 def pruned(program: Program) -> Pruned:
     """Take out what is dead, and unknowns that occur nowhere."""
     alive = np.ones(len(program.shift), dtype=bool)
     kept = [np.ones(size, dtype=bool) for size in program.sizes]
-    rounds: tuple[list[Array], list[Array]] = ([], [])
+    rounds: tuple[list[Exponents], list[Exponents]] = ([], [])
     removable = _removable(program)
     while True:
         found = False
@@ -71,7 +71,7 @@ def pruned(program: Program) -> Pruned:
 
 
 def _removable(program: Program) -> tuple[Mask, Mask]:
-    """Rows whose weights may tend to zero, and to infinity: nonnegative combinations that cost nothing, respectively."""
+    """Rows whose weights may tend to zero, and those whose weights may grow without bound at no cost."""
     weights = program.weights
     filled = np.diff(weights.indptr) > 0
     row_of = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
@@ -199,7 +199,7 @@ class _Levels:
         for rows, here, _ in self._parts(np.concatenate([np.zeros(0, dtype=np.int64), *found.unfed])):
             self.unfed[rows.signal][rows.index[here]] = True
 
-    def _parts(self, chosen: Array) -> list[tuple[Rows, Array, int]]:
+    def _parts(self, chosen: Exponents) -> list[tuple[Rows, Exponents, int]]:
         """Groups of rows with those of their rows that are chosen, and the number of the group."""
         found = []
         for g, (rows, span) in enumerate(zip(self.program.rows, self.program.spans, strict=True)):
@@ -208,7 +208,7 @@ class _Levels:
                 found.append((rows, here, g))
         return found
 
-    def _settle(self, chosen: Array, wanted: Exponents, *, raised: bool) -> None:
+    def _settle(self, chosen: Exponents, wanted: Exponents, *, raised: bool) -> None:
         """Set unknowns so that t is at most (at least, where raised) as wanted; then t and the diagonal from them."""
         part = self.program.weights[chosen]
         counts = np.diff(part.indptr)
@@ -221,7 +221,7 @@ class _Levels:
         for rows, here, g in self._parts(chosen):
             self.of[rows.signal][rows.index[here]] = self.t[self.program.spans[g].start + here]
 
-    def lower(self, chosen: Array) -> None:
+    def lower(self, chosen: Exponents) -> None:
         """Useless entries: negligible beside what they read, or beside everything."""
         wanted = []
         for rows, here, g in self._parts(chosen):
@@ -236,7 +236,7 @@ class _Levels:
             wanted.append(bound - 2 * np.maximum(self.steep[g][here], 0))
         self._settle(chosen, np.concatenate(wanted), raised=False)
 
-    def heighten(self, chosen: Array) -> None:
+    def heighten(self, chosen: Exponents) -> None:
         """Entries that read nothing: above all that they feed."""
         wanted = []
         for rows, here, _ in self._parts(chosen):

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 
-from lipmodel.backends.native.chain import Array, Mask
+from lipmodel.backends.native.chain import Mask
 from lipmodel.backends.native.program import NO_SIGNAL, Program, Rows
 
 
@@ -95,7 +94,7 @@ def _topological(program: Program, owners: dict[int, int]) -> tuple[int, ...] | 
 
 
 def _has_plain_weights(program: Program, structure: Structure) -> bool:
-    """Nonnegative weights, none of them zero, and no variable in two of: inputs, duals, activations, what is besides."""
+    """Nonnegative weights, none of them zero, and no unknown in two of: inputs, duals, activations, what is besides."""
     spans = program.spans
     kinds = (structure.inputs.values(), structure.duals.values(), structure.activations, structure.extra)
     users: list[set[int]] = []
@@ -123,8 +122,3 @@ def guarded(program: Program, structure: Structure | None) -> Mask:
     implied = np.zeros(program.unknowns, dtype=bool)
     implied[program.weights.indices[starts]] = True
     return np.asarray(program.nonnegative & ~implied)
-
-
-def row_sums(weights: sp.csr_array) -> Array:
-    """Of the weights of a group, shape (rows,)."""
-    return np.asarray(weights.sum(axis=1)).ravel()
