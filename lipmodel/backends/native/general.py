@@ -96,7 +96,7 @@ def _solve(
         if on_iterate is None:
             return True
         low = 0.0 if widened else lower
-        both = [float(shift(np.array(v), power)) for v in (value, low)]
+        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, low)]
         if normal is not None:
             both = [normal.objective(v) for v in both]
         progress = Progress(
@@ -116,7 +116,7 @@ def _solve(
         max_iterations=max_iterations,
         report=report,
         target=ZERO * float(start.barrier.cost @ start.y),
-        fade=known is None or bool(known.extra or known.duals),
+        fade=known is None or bool(known.extra) or not start.barrier.root,
     )
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
@@ -254,13 +254,12 @@ def _restored(
     normal: _Normal | None,
 ) -> Solution:
     """The outcome in the original units, moved towards the start as little as makes it feasible there."""
-    lower = float(shift(np.array(outcome.lower), start.units.power))
+    lower = float(shift(np.array(start.objective(outcome.lower)), start.units.power))
     status: Status = outcome.status
     for share in SHARES:
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
-        point = np.empty(len(outcome.y))
-        point[start.barrier.unknowns] = (1 - share) * outcome.y + share * start.y
+        point = start.point((1 - share) * outcome.y + share * start.y)
         y = embedded(whole, small, shift(point, start.units.unknowns))
         if feasible(whole, y):
             return _solution(program, y, lower, status, outcome.iterations, normal)

@@ -30,11 +30,53 @@ BESIDES = tuple(10.0 ** (-k / 2) for k in range(28))  # trial weights of what is
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Launch:
-    """A strictly feasible point y, in the barrier's units and order of unknowns."""
+    """A strictly feasible point y, in the barrier's units and order of unknowns.
+
+    units, program: the scaled program. balance: how the barrier's unknowns stand for the program's, where it fixes the
+    price of the far end.
+    """
 
     units: Units
+    program: Program
     barrier: BlockBarrier
     y: Array
+    balance: Balance | None = None
+
+    def point(self, y: Array) -> Array:
+        """The unknowns of the scaled program."""
+        found = np.empty(len(y))
+        found[self.barrier.unknowns] = y
+        return found if self.balance is None else self.balance.point(found)
+
+    def objective(self, value: float) -> float:
+        """That of the scaled program from the barrier's."""
+        return value if self.balance is None else self.balance.objective(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Balance:
+    """min a'kappa + b'sigma as min a'kappa with b'sigma = price, which is the same up to a factor.
+
+    (kappa, t, sigma) and (c kappa, c t, sigma / c) are equally feasible, and the best c makes the objective
+    2 sqrt(a'kappa b'sigma). The square of a constant falls faster along the path than the constant itself. One unknown
+    is given by the others.
+    """
+
+    cost: Array  # of the unknowns at the near end, zero for the others
+    beyond: Array  # b, zero for the others
+    price: float
+    given: int
+
+    def point(self, y: Array) -> Array:
+        """All unknowns, at the best c."""
+        full = np.insert(y, self.given, 0.0)
+        full[self.given] = (self.price - float(self.beyond @ full)) / self.beyond[self.given]
+        value = float(self.cost @ full)
+        scale = math.sqrt(self.price / value) if value > 0.0 else 1.0
+        return np.where(self.beyond > 0.0, full / scale, full * scale)
+
+    def objective(self, value: float) -> float:
+        return 2.0 * math.sqrt(max(self.price * value, 0.0))
 
 
 def launched(program: Program, structure: Structure | None, deadline: float) -> Launch | None:
@@ -43,8 +85,40 @@ def launched(program: Program, structure: Structure | None, deadline: float) -> 
         for guess in guesses(program, structure, deadline):
             start = _from_guess(program, structure, guess)
             if start is not None:
-                return start
+                return _balanced(start, structure)
     return _first_phase(program, structure, deadline)
+
+
+def _balanced(start: Launch, structure: Structure) -> Launch:
+    """The same start with the price of the far end fixed, where the program allows it."""
+    program = start.program
+    far = users(program, structure.duals.values())
+    if structure.extra or program.root or np.any(program.shift) or not far.any():
+        return start
+    if not np.all(program.cost[far] > 0.0) or not np.any(program.cost[~far] > 0.0):
+        return start
+    y = start.point(start.y)
+    beyond = np.where(far, program.cost, 0.0)
+    price = float(beyond @ y)
+    given = int(np.argmax(beyond * y))
+    # y_given = (price - sum of the others) / its cost
+    column = program.weights[:, [given]]
+    others = np.flatnonzero(np.arange(program.unknowns) != given)
+    ratio = sp.csr_array(beyond[None, others] / beyond[given])
+    changed = replace(
+        program,
+        weights=sp.csr_array(program.weights[:, others] - column @ ratio),
+        shift=np.asarray(column.toarray()).ravel() * (price / beyond[given]),
+        cost=np.where(far, 0.0, program.cost)[others],
+        nonnegative=program.nonnegative[others],
+        root=True,
+    )
+    barrier = BlockBarrier(changed, guarded(program, structure)[others])
+    point = y[others][barrier.unknowns]
+    if barrier.factorize(point) is None:
+        return start
+    balance = Balance(cost=np.where(far, 0.0, program.cost), beyond=beyond, price=price, given=given)
+    return replace(start, barrier=barrier, y=point, balance=balance)
 
 
 def _from_guess(program: Program, structure: Structure, guess: Guess) -> Launch | None:
@@ -56,8 +130,9 @@ def _from_guess(program: Program, structure: Structure, guess: Guess) -> Launch 
     changed, units = scaled(program, guess.signals, powers)
     barrier = BlockBarrier(changed, guarded(program, structure))
     base = np.exp2(np.where(known, guess.unknowns - powers, 0.0))
-    raised = users(program, (structure.inputs if structure.slack else structure.duals).values())
-    base = np.where(raised | bool(structure.slack), MARGIN * base, base)
+    raised = users(program, structure.inputs.values())
+    margin = np.ones_like(raised) if structure.slack else users(program, structure.duals.values())
+    base = np.where(margin, MARGIN * base, base)
     for excess in EXCESS:
         best: tuple[float, Array] | None = None
         for small in (1.0,) if known.all() else BESIDES:
@@ -66,7 +141,7 @@ def _from_guess(program: Program, structure: Structure, guess: Guess) -> Launch 
             if factor is not None and (best is None or factor.logdet > best[0]):
                 best = factor.logdet, y
         if best is not None:
-            return Launch(units=units, barrier=barrier, y=best[1])
+            return Launch(units=units, program=changed, barrier=barrier, y=best[1])
     return None
 
 
@@ -77,7 +152,7 @@ def _at_point(program: Program, structure: Structure | None, y: Array, powers: E
     changed, units = scaled(program, [-(binary_exponents(part) // 2) for part in masses], powers + own)
     barrier = BlockBarrier(changed, guarded(program, structure))
     start = np.ldexp(y, -own)[barrier.unknowns]
-    return None if barrier.factorize(start) is None else Launch(units=units, barrier=barrier, y=start)
+    return None if barrier.factorize(start) is None else Launch(units=units, program=changed, barrier=barrier, y=start)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,25 +160,31 @@ def _folded(program: Program) -> Program:
 
 def _step(program: Program, starts: Mapping[int, int], front: Front) -> Step:
     own = slice(starts[front.signals[0]], starts[front.signals[-1]] + program.sizes[front.signals[-1]])
-    runs: list[slice] = []
-    for s in front.later:
-        here = slice(starts[s], starts[s] + program.sizes[s])
-        if runs and runs[-1].stop == here.start:
-            runs[-1] = slice(runs[-1].start, here.stop)
-        else:
-            runs.append(here)
+    runs = _runs([slice(starts[s], starts[s] + program.sizes[s]) for s in front.later])
     ends = np.cumsum([0, *(run.stop - run.start for run in runs)])
     parts = tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(ends))
     return Step(own=own, runs=tuple(runs), parts=parts, diagonal=front.diagonal)
 
 
+def _runs(slices: Sequence[slice]) -> list[slice]:
+    """Rising slices with those that touch joined."""
+    runs: list[slice] = []
+    for here in slices:
+        if runs and runs[-1].stop == here.start:
+            runs[-1] = slice(runs[-1].start, here.stop)
+        else:
+            runs.append(here)
+    return runs
+
+
 def _group(program: Program, starts: Mapping[int, int], rows: Rows, span: slice, varies: bool) -> Group:
+    read = sorted((s for s, block in rows.pre.items() if np.any(block)), key=lambda s: starts[s])
     pre = []
-    for s, block in rows.pre.items():
-        if not np.any(block):
-            continue
+    for run in _runs([slice(starts[s], starts[s] + program.sizes[s]) for s in read]):
+        parts = [rows.pre[s] for s in read if run.start <= starts[s] < run.stop]
+        block = parts[0] if len(parts) == 1 else np.hstack(parts)
         sparse = block.size >= 1 << 14 and np.count_nonzero(block) <= SPARSE_DENSITY * block.size
-        pre.append((slice(starts[s], starts[s] + program.sizes[s]), block, sp.csr_array(block) if sparse else None))
+        pre.append((run, block, sp.csr_array(block) if sparse else None))
     return Group(
         span=span,
         own=None if rows.signal == NO_SIGNAL else index(starts[rows.signal] + rows.index),
