@@ -120,7 +120,10 @@ def _solve(
     )
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
-    return _restored(program, whole, small, start, outcome, normal)
+    try:
+        return _restored(program, whole, small, start, outcome, normal)
+    except KeyboardInterrupt:
+        return _restored(program, whole, small, start, replace(outcome, status="interrupted"), normal)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
