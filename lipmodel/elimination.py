@@ -234,7 +234,8 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
     for k in range(count, 0, -1):
         pre, a, b = blocks.pre[k - 1], blocks.alpha[k - 1], blocks.beta[k - 1]
         gram = -rows[k].pop(k, np.zeros((blocks.sizes[k], blocks.sizes[k])))
-        tk = _chosen(gram, a, b, slack) if t is None else _raised(gram, t[k - 1], margin)
+        lift = _lift(a, b)
+        tk = _chosen(gram, np.maximum(lift, slack)) if t is None else _raised(gram, t[k - 1], lift, margin)
         chol = _cholesky(np.diag(2.0 * tk) - gram)
         if chol is None:
             return None
@@ -265,28 +266,33 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
     return Reduced(t=tuple(used), ends=ends, inputs=n0) if np.all(np.isfinite(ends)) else None
 
 
-def _chosen(gram: Array, alpha: Array, beta: Array, slack: float) -> Array:
-    """The multipliers of one layer from scratch, 2 diag(t) - gram definite.
+def _lift(alpha: Array, beta: Array) -> Array:
+    """How far above the least feasible t the best t of a neuron is, relative to it.
 
-    With gram = c I and one slope interval, what the layer passes on to v'v is least, c max(alpha^2, beta^2), for
+    With gram = c I and one slope interval, what a layer passes on to v'v is least, c max(alpha^2, beta^2), for
     2 t = c (1 + |alpha + beta| / (beta - alpha)).
     """
-    level = max(top_eigenvalue(gram), 1e-12 * float(np.max(np.abs(gram), initial=0.0)))
     span = np.maximum(beta - alpha, 1e-6 * np.maximum(np.abs(alpha), np.abs(beta)) + 1e-300)
-    lift = np.maximum(np.abs(alpha + beta) / span, slack)
+    return np.asarray(np.abs(alpha + beta) / span)
+
+
+def _chosen(gram: Array, lift: Array) -> Array:
+    """The multipliers of one layer from scratch, 2 diag(t) - gram definite."""
+    level = max(top_eigenvalue(gram), 1e-12 * float(np.max(np.abs(gram), initial=0.0)))
     return 0.5 * (level if level > 0.0 else 1.0) * (1.0 + lift)
 
 
-def _raised(gram: Array, t: Array, margin: float) -> Array:
-    """t made large enough that 2 diag(t) - gram is definite."""
+def _raised(gram: Array, t: Array, lift: Array, margin: float) -> Array:
+    """t made large enough that 2 diag(t) - gram is definite; what is missing is chosen neuron by neuron."""
     n = gram.shape[0]
     top = float(np.max(np.abs(gram), initial=0.0))
-    t = np.where(np.isfinite(t) & (t > 0.0), t, 0.0)
+    own = np.maximum(np.diag(gram), 0.0)
+    given = np.isfinite(t) & (t > 0.0)
     # Neurons that feed nothing, or that nothing feeds, may carry any t: the others must not be measured by theirs.
-    usual = float(np.median(t[t > 0.0])) if np.any(t > 0.0) else 0.0
-    missing = 1e-13 * max(usual, top)
-    t = np.where(t > 0.0, t, missing if missing > 0.0 else 1.0)
-    t = np.maximum(t, (1.0 + 1e-9) * np.diag(gram) / 2.0)
+    usual = float(np.median(t[given])) if np.any(given) else 0.0
+    least = 1e-13 * max(usual, top) or 1.0
+    missing = np.maximum(0.5 * own * (1.0 + np.maximum(lift, 1.0)), least)
+    t = np.maximum(np.where(given, t, missing), 0.5 * own * (1.0 + 1e-9))
     root = 1.0 / np.sqrt(2.0 * t)
     if not np.any(gram):
         return t

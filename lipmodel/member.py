@@ -171,20 +171,34 @@ def _place(error: Exception) -> str:
 def choose_backend(model: Model) -> tuple[Backend | None, list[tuple[str, str]]]:
     """The first backend that takes the model at its size, and why those before it do not."""
     refusals: list[tuple[str, str]] = []
-    order = max(model.sizes().psd)
+    sizes: dict[bool, int] = {}
     for name in backend_names():
         candidate = find_backend(name, usable=False)
         state = candidate.available()
-        limit = candidate.capabilities.max_order
         if not isinstance(state, Installed):
             refusals.append((name, str(state)))
-        elif (refusal := candidate.refuses(model)) is not None:
+            continue
+        refusal = candidate.refuses(model)
+        if refusal is not None:
             refusals.append((name, refusal))
-        elif order > limit:
-            refusals.append((name, f"order {order} is above {limit}, its limit unless it is asked for"))
-        else:
+            continue
+        limit, structured = candidate.capabilities.max_order, candidate.capabilities.structured
+        if structured not in sizes:
+            sizes[structured] = _order(model, reduced=not structured)
+        if sizes[structured] <= limit:
             return candidate, refusals
+        refusals.append((name, f"order {sizes[structured]} is above {limit}, its limit unless it is asked for"))
     return None, refusals
+
+
+def _order(model: Model, *, reduced: bool) -> int:
+    """The order of the model's largest matrix inequality, as stated or after the exact reductions."""
+    order = max(model.sizes().psd)
+    if not reduced or order > MAX_ORDER:
+        return order
+    from lipmodel.bridges.scaling import prepare
+
+    return max(prepare(model).model.sizes().psd)
 
 
 def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str | None]:

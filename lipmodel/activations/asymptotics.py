@@ -26,7 +26,7 @@ from lipmodel.activations.formula import evaluate_ball
 _PRECISION = 256
 _KEPT = 12
 """Sums inside Taylor expansions keep this many terms exactly and unite the smaller ones with a remainder."""
-_LARGEST = 400
+_LARGEST = 3000
 
 
 class Undecided(Exception):  # noqa: N818 - neither an error nor a failure

@@ -7,7 +7,7 @@ one position, which a single sample point decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -59,15 +59,31 @@ class Branch:
     expression: Any
 
 
+def parsed(expression: Any, params: Iterable[str]) -> Any:
+    """A sympy expression from one or from text, where the names of parameters are symbols whatever else they mean."""
+    try:
+        return sympy.sympify(expression, locals={name: sympy.Symbol(name) for name in params})
+    except (sympy.SympifyError, TypeError, AttributeError, SyntaxError) as error:
+        raise UsageError(f"{expression!r} is not an expression: {error}") from None
+
+
 def prepare(expression: Any, params: Mapping[str, float]) -> Any:
     """The expression in X, with floats and parameters replaced by the rationals they are."""
-    e = sympy.sympify(expression)
+    e = parsed(expression, params)
     free = [s for s in e.free_symbols if s.name not in params]
     if len(free) != 1:
         found = ", ".join(sorted(s.name for s in free)) or "none"
         raise UsageError(f"{e} needs exactly one free symbol, its variable; found: {found} (give parameters by name)")
     values = {s: sympy.Rational(*params[s.name].as_integer_ratio()) for s in e.free_symbols if s.name in params}
+    for symbol in e.free_symbols:
+        for kind in ("positive", "negative", "zero", "integer"):
+            # sympy has already simplified by such an assumption, abs(x) to x for instance.
+            assumed = getattr(symbol, f"is_{kind}")
+            if assumed is not None and (symbol not in values or assumed != getattr(values[symbol], f"is_{kind}")):
+                raise UsageError(f"the symbol {symbol} is declared {kind}={assumed}, but it takes other values too")
     e = e.xreplace({f: sympy.Rational(f) for f in e.atoms(sympy.Float)})
+    if not isinstance(e, sympy.Expr):
+        raise UsageError(f"{e} is not a real function")
     e = e.subs({**values, free[0]: X}, simultaneous=True)
     e = e.replace(
         lambda p: p.is_Pow and not isinstance(p, sympy.exp) and not p.exp.is_Rational,
@@ -352,7 +368,7 @@ def _factors(e: Any, *, expand: bool) -> list[Any]:
 
 
 def zeros_in_window(e: Any, lower: Fraction, upper: Fraction) -> list[Cell]:
-    """Cells that contain every zero of a smooth expression without poles in a bounded window; Unresolved if not found."""
+    """Cells that hold every zero of a smooth expression without poles in a bounded window; Unresolved if not found."""
     failure = None
     for factoring in factorings(e):
         try:

@@ -62,12 +62,29 @@ def derive(expression: Any, params: Mapping[str, float], *, name: str) -> Shape:
         leaves = list(branches(prepared))
         if all(leaf.expression is None for leaf in leaves):
             raise UsageError(f"{expression} has no real values")
-        pieces = tuple(_piece(leaf) for leaf in leaves if leaf.expression is not None)
-        return Shape(pieces=pieces, joints=tuple(_joints(prepared, leaves)))
+        joints = tuple(_joints(prepared, leaves))
+        pieces = tuple(_piece(leaf) for leaf in _united_branches(leaves, joints) if leaf.expression is not None)
+        return Shape(pieces=pieces, joints=joints)
     except NotLipschitz as error:
         raise NotLipschitz(f"{name} is refused: {error}") from None
     except (UsageError, Unsupported) as error:
         raise UsageError(f"{name} cannot be derived: {error}") from None
+
+
+def _united_branches(leaves: list[Branch], joints: tuple[Joint, ...]) -> list[Branch]:
+    """The branches, where a switch that changes nothing no longer separates two."""
+    refused = {joint.at for joint in joints}
+    result = [leaves[0]]
+    for leaf in leaves[1:]:
+        last = result[-1]
+        same = leaf.expression is not None and leaf.expression == last.expression
+        if same and leaf.left is not None and leaf.left.at not in refused:
+            formulas = [from_sympy(leaf.expression, X), from_sympy(sympy.diff(leaf.expression, X), X)]
+            if regular(tuple(formulas), leaf.left):
+                result[-1] = Branch(left=last.left, right=leaf.right, expression=leaf.expression)
+                continue
+        result.append(leaf)
+    return result
 
 
 def _piece(branch: Branch) -> Piece:
@@ -238,7 +255,9 @@ def _turns(derivative: Any, smooth: Smooth, lower: Fraction, upper: Fraction, *,
     except Unresolved:
         pass
     try:
-        return _united(_turn(q, dq, cell) for cell in zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper)))
+        return _united_turns(
+            _turn(q, dq, cell) for cell in zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper))
+        )
     except Unresolved as error:
         if not slope:
             return [Turn(at=(lower, upper), bounds=_EVERYTHING)]
@@ -250,7 +269,7 @@ def _turn(q: Formula, dq: Formula, cell: Cell) -> Turn:
     return Turn(at=cell, bounds=None if tiny else outward(variation(q, dq, cell)))
 
 
-def _united(turns: Iterable[Turn]) -> list[Turn]:
+def _united_turns(turns: Iterable[Turn]) -> list[Turn]:
     """Touching wide turns united."""
     result: list[Turn] = []
     for turn in turns:

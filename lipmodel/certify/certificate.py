@@ -5,8 +5,8 @@
           | {rule: "product", norms, spectral, bound}               the product rule; claimed spectral norms as hints
           | {rule: "largest", members: [{row, column, proof}], bound}   one proof per output row and/or input column
 
-Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite numbers
-are refused. `formulation` is for the reader; no proof depends on it.
+Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite
+numbers are refused. `formulation` is for the reader; no proof depends on it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import Refuted
 
 SCHEMA = "lipmodel/certificate/1"
+MAX_REPEATED = 1_000_000
+"""Entries that a repeated value may stand for where the network does not say how many there are."""
 Array = np.ndarray[Any, Any]
 
 
@@ -39,13 +41,10 @@ def read_vector(data: Any, where: str, size: int | None = None) -> Array:
         raise Refuted(f"{where}: expected a list of hexadecimal floats")
     if len(data) == 2 and isinstance(data[0], str) and data[0].startswith("*"):
         count = data[0][1:]
-        if (
-            not (count.isascii() and count.isdigit())
-            or int(count) > 50_000_000
-            or (size is not None and int(count) != size)
-        ):
-            raise Refuted(f"{where}: {data[0]!r} is not the expected number of entries ({size})")
-        return np.full(int(count), read_float(data[1], where))
+        number = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else -1
+        if number != size if size is not None else not 0 < number <= MAX_REPEATED:
+            raise Refuted(f"{where}: {data[0][:40]!r} is not the expected number of entries ({size or 'not stated'})")
+        return np.full(number, read_float(data[1], where))
     if size is not None and len(data) != size:
         raise Refuted(f"{where}: {len(data)} entries, expected {size}")
     return np.array([read_float(v, where) for v in data], dtype=np.float64)

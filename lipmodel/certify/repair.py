@@ -1,8 +1,8 @@
 """From any multipliers to a proved bound: repair, polish, prove.
 
-Nothing here is trusted but the last step: `proves_lmi` decides, in rigorous floating point, whether repaired multipliers
-satisfy the inequality, and the bound is computed from them in rational arithmetic, rounded up. A solver's status, its
-objective and the rounding of everything before play no part.
+Nothing here is trusted but the last step: `proves_lmi` decides, in rigorous floating point, whether repaired
+multipliers satisfy the inequality, and the bound is computed from them in rational arithmetic, rounded up. A solver's
+status, its objective and the rounding of everything before play no part.
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The result that the certificate came in, if it did, and the certificate."""
     if isinstance(certificate, Result):
         certificate = certificate.to_json()
-    if isinstance(certificate, str) and certificate.lstrip().startswith("{"):
-        certificate = parse(certificate)
-    elif isinstance(certificate, bytes):
+    if isinstance(certificate, bytes) or (isinstance(certificate, str) and certificate.lstrip().startswith("{")):
         certificate = parse(certificate)
     elif isinstance(certificate, str | os.PathLike):
         try:
@@ -271,10 +269,12 @@ def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
 
 
 def _assumptions(data: Any) -> list[dict[str, Any]]:
+    from lipmodel.certify.assumed import STATEMENT
+
     if not isinstance(data, list):
         raise Refuted("certificate.assumptions: expected a list")
     for k, a in enumerate(data):
         expect_keys(a, {"statement", "terms"}, f"certificate.assumptions[{k}]")
-        if not isinstance(a["statement"], str) or not isinstance(a["terms"], list):
-            raise Refuted(f"certificate.assumptions[{k}]: a statement is a text, and terms are a list")
+        if a["statement"] != STATEMENT or not isinstance(a["terms"], list):
+            raise Refuted(f"certificate.assumptions[{k}]: the statement is not the one that the terms stand for")
     return list(data)

@@ -164,6 +164,22 @@ class FloatProgram:
         """The second derivative of every smooth neuron, same shape."""
         return self._each(stack, lambda n, v: n.curvatures(v))
 
+    def linearised(self, cell: Array, x: Array) -> Array:
+        """Pre-activations at x if every neuron kept the affine piece that it has at the pre-activations `cell`.
+
+        cell: (neurons, 1); x: (inputs, k); for piecewise linear networks.
+        """
+        slopes = self.slopes(cell)
+        intercepts = self._each(cell, lambda n, v: n.values(v)) - slopes * cell
+        stack = np.empty((self.neurons, x.shape[1]))
+
+        def activate(node: Node, v: Array) -> Array:
+            stack[node.at] = v
+            return np.asarray(slopes[node.at] * v + intercepts[node.at])
+
+        self._run(x, activate, affine=True)
+        return stack
+
     def push(self, slopes: Array, t: Array) -> tuple[Array, Array]:
         """J t and the tangents of all pre-activations, for t of shape (inputs, k) and slopes (neurons, k or 1)."""
         stack = np.empty((self.neurons, t.shape[1]))

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
-from lipmodel.lower.moves import Flips, Point, cell, chord, climb, flips, local_norms
+from lipmodel.lower.moves import DENSE, Flips, Point, cell, chord, climb, flips, local_norms
+from lipmodel.lower.realise import LARGEST, improving_flips, realise
 from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
 from lipmodel.spec import Norm, Outputs, parse_outputs
 
@@ -26,6 +27,8 @@ ISLANDS = 12
 """Regions that are searched side by side."""
 PATIENCE = 25
 """Expansions without success after which an island counts as searched."""
+SQUEEZED = 24
+"""Linear programs at one summit."""
 KEPT = 60
 """Points of a batch that are remembered at most."""
 WANTED = 192
@@ -86,12 +89,13 @@ class Island:
 
     points: dict[bytes, Point] = field(default_factory=dict)
     summit: float = 0.0
+    top: bytes = b""
     stalled: int = 0
 
     def add(self, key: bytes, point: Point) -> None:
         self.points[key] = point
         if point.value > self.summit * (1.0 + 1e-9):
-            self.summit, self.stalled = point.value, 0
+            self.summit, self.top, self.stalled = point.value, key, 0
         if len(self.points) > POOL:
             del self.points[min(self.points, key=lambda k: self.points[k].value)]
 
@@ -116,6 +120,7 @@ class Hunt:
     offered: float = 0.0
     scale: float = 1.0
     batch: int = 8
+    refused: set[bytes] = field(default_factory=set)
     islands: list[Island] = field(default_factory=list)
 
     def run(self) -> None:
@@ -141,7 +146,7 @@ class Hunt:
         self.visit(self.starts(self.batch), island, keep=4)
         self.islands.append(island)
         if len(self.islands) > ISLANDS:
-            self.islands.remove(min(self.islands, key=lambda t: t.summit))
+            self.islands.remove(min(self.islands, key=lambda t: (t.summit, -t.stalled)))
 
     def _chosen_island(self) -> Island | None:
         """Mostly the highest island that has not been searched for long without success; None: a new one."""
@@ -151,7 +156,14 @@ class Hunt:
             return None
         if not active or chance < 0.15:
             return max(self.islands, key=lambda t: t.summit)
-        return max(active, key=lambda t: t.summit) if chance < 0.8 else active[int(self.rng.integers(len(active)))]
+        return max(active, key=lambda t: (t.summit, t.stalled)) if chance < 0.8 else active[int(self.rng.integers(len(active)))]
+
+    @property
+    def thin(self) -> bool:
+        """Whether patterns can be realised by linear programs."""
+        program = self.program
+        small = program.neurons * program.inputs <= LARGEST and min(program.inputs, program.outputs) <= DENSE
+        return small and not program.has_smooth
 
     # --- points ---
 
@@ -212,6 +224,8 @@ class Hunt:
     def _expand(self, island: Island) -> None:
         """Try moves from a promising point of an island."""
         island.stalled += 1
+        if island.stalled in (PATIENCE // 3, PATIENCE - 1) and self.thin:
+            self._squeeze(island, pairs=island.stalled == PATIENCE - 1)
         points = sorted(island.points.values(), key=lambda t: -t.value / (1.0 + 0.03 * t.visits))
         point = points[0 if self.rng.random() < 0.7 else int(len(points) * self.rng.random() ** 2)]
         point.visits += 1
@@ -219,6 +233,24 @@ class Hunt:
         parts = self._crossings(point, known)
         parts.append(self._strides(point, known, max(4, self.batch - sum(part.shape[1] for part in parts))))
         self.visit(np.concatenate(parts, axis=1), island, keep=KEPT)
+        if any(t is not island and t.stalled >= PATIENCE and island.top in t.points for t in self.islands):
+            island.stalled = max(island.stalled, PATIENCE)
+
+    def _squeeze(self, island: Island, *, pairs: bool) -> None:
+        """From the summit of an island, look for better neighbouring cells that are too thin to be met by chance."""
+        summit = max(island.points.values(), key=lambda t: t.value)
+        found = []
+        for pattern in improving_flips(self.program, summit.x, self.p, self.q, pairs=pairs).T[:SQUEEZED]:
+            key = self._key(pattern, summit.x)
+            if key in self.refused or self.over:
+                continue
+            x = realise(self.program, pattern, self.box)
+            if x is None:
+                self.refused.add(key)
+            else:
+                found.append(x)
+        if found:
+            self.visit(np.stack(found, axis=1), island, keep=KEPT)
 
     def _crossings(self, point: Point, known: Flips) -> list[Array]:
         """Moves across the breaks of chosen neurons: single ones in turn, and several gainful ones at once."""
