@@ -138,10 +138,18 @@ def choose_s(gram: Array, rule: str, c: float) -> Array:
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
 def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[Array, ...] | None:
-    """Multipliers t of a closed form: the covariance recursion from Y_0 = diag(start), None where it breaks down.
+    """Multipliers t of a closed form, None where its recursion breaks down; start as in `forward_recursion`."""
+    found = forward_recursion(blocks, rule, c, start)
+    return None if found is None else found[0]
 
-    start: shape (n0,), positive: 1/kappa for the input ball sum kappa_i x_i^2 <= 1; a common factor changes nothing.
-    The invariant is u u' << Y for the increments of every tensor u that inputs of this ball give.
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+def forward_recursion(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[tuple[Array, ...], Array] | None:
+    """The covariance recursion from Y_0 = diag(start): multipliers t, and Y of the output, shape (m, m).
+
+    start: shape (n0,), positive: 1/kappa for the input ball sum kappa_i x_i^2 <= 1; a common factor changes no bound.
+    The invariant is u u' << Y for the increments of every tensor u that inputs of this ball give. None where it breaks
+    down.
     """
     live: list[int] = [0]
     last_use = [0] * len(blocks.sizes)
@@ -178,7 +186,9 @@ def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tu
             cov, live = cov[np.ix_(index, index)], keep
         if not np.all(np.isfinite(cov)):
             return None
-    return tuple(1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True))
+    out = np.hstack([blocks.output.get(j, np.zeros((blocks.outputs, blocks.sizes[j]))) for j in live])
+    t = tuple(1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True))
+    return t, out @ cov @ out.T
 
 
 def _index_of(live: Sequence[int], keep: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -283,7 +293,7 @@ def _chosen(gram: Array, lift: Array) -> Array:
 
 
 def _raised(gram: Array, t: Array, lift: Array, margin: float) -> Array:
-    """t made large enough that 2 diag(t) - gram is definite; what is missing is chosen neuron by neuron."""
+    """t made large enough that 2 diag(t) - gram is definite; what is missing is guessed from the other neurons."""
     n = gram.shape[0]
     top = float(np.max(np.abs(gram), initial=0.0))
     own = np.maximum(np.diag(gram), 0.0)
@@ -291,7 +301,9 @@ def _raised(gram: Array, t: Array, lift: Array, margin: float) -> Array:
     # Neurons that feed nothing, or that nothing feeds, may carry any t: the others must not be measured by theirs.
     usual = float(np.median(t[given])) if np.any(given) else 0.0
     least = 1e-13 * max(usual, top) or 1.0
-    missing = np.maximum(0.5 * own * (1.0 + np.maximum(lift, 1.0)), least)
+    used = given & (own > 0.0)
+    ratio = min(float(np.median(t[used] / own[used])), 1e12) if np.any(used) else 0.0
+    missing = np.maximum(own * np.maximum(ratio, 0.5 + 0.5 * np.maximum(lift, 1.0)), least)
     t = np.maximum(np.where(given, t, missing), 0.5 * own * (1.0 + 1e-9))
     root = 1.0 / np.sqrt(2.0 * t)
     if not np.any(gram):
@@ -313,6 +325,20 @@ def path_weights(blocks: Blocks) -> Array:
     weights = np.asarray(sums.get(0, np.zeros(blocks.sizes[0])))
     top = float(weights.max(initial=0.0))
     return np.maximum(weights / top, 1e-9) if 0.0 < top < np.inf else np.ones(blocks.sizes[0])
+
+
+def closed_form_bound(blocks: Blocks, p: str, q: str) -> float:
+    """The least bound on L_{p->q} that the rules give by themselves, in the scaled output; inf where none does."""
+    start = np.ones(blocks.sizes[0]) if p == "2" else 1.0 / path_weights(blocks)
+    price = 1.0 if p == "2" else float(np.sum(1.0 / start))
+    least = float("inf")
+    for rule, c in RULES:
+        found = forward_recursion(blocks, rule, c, start)
+        if found is not None and np.all(np.isfinite(found[1])):
+            top = top_eigenvalue(found[1])
+            reach = min(blocks.outputs * top, float(np.sum(np.abs(found[1])))) if q == "1" else top
+            least = min(least, float(np.sqrt(price * max(reach, 0.0))))
+    return least
 
 
 def closed_forms(blocks: Blocks, input_norm: str) -> Iterator[tuple[str, tuple[Array, ...]]]:

@@ -13,6 +13,7 @@ from lipmodel.backends import backend as find_backend
 from lipmodel.backends import backend_names
 from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
 from lipmodel.certify.certificate import lmi_proof, product_proof
+from lipmodel.certify.extract import extract, sound_point
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
 from lipmodel.families import Member, member_spec, restricted
@@ -83,7 +84,10 @@ class Clock:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Run:
-    """How the members of one family are to be solved; `cache` shares their matrices."""
+    """How the members of one family are to be solved; `cache` shares their matrices.
+
+    interrupted: set by the first interrupt of a solver; the members that are left keep their closed-form bound.
+    """
 
     formulation: Formulation
     spec: Spec
@@ -96,6 +100,7 @@ class Run:
     say: Callable[[str], None]
     progress: Callable[[Progress], None] | None
     cache: dict[int, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: float | None) -> Part:
@@ -117,14 +122,12 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     point, used = _point(built, run, time_limit)
     facts: dict[str, Any] = {
         "claim": None if point.objective is None else built.bound_of(point.objective),
-        "lower": None if point.lower is None else built.bound_of(point.lower),
+        "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
         "termination": point.termination,
         "backend": used,
     }
     if point.values is None:
         return _by_multipliers(system, member, run, [], **facts)
-    from lipmodel.certify.extract import extract
-
     multipliers, own = extract(built, system, point.values)
     if own:
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
@@ -214,6 +217,8 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
         refusal = chosen.refuses(model)
         if refusal is not None:
             raise UsageError(f"the backend {chosen.name!r} does not take this model: {refusal}")
+    if run.interrupted:
+        return Point(values=None, termination="interrupted"), chosen.name
     if time_limit is not None and time_limit < 1e-3:
         return Point(values=None, termination="time-limit"), chosen.name
     options = SolveOptions(
@@ -221,10 +226,11 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
     )
     with run.clock.stage("solve"):
         try:
-            return chosen.solve(model, options), chosen.name
+            return sound_point(model, chosen.solve(model, options)), chosen.name
         except (BackendUnavailable, UsageError):
             raise
         except KeyboardInterrupt:
+            run.interrupted = True
             run.say("interrupted: proving what there is")
             return Point(values=None, termination="interrupted"), chosen.name
         except Exception as error:

@@ -25,8 +25,11 @@ from lipmodel.activations.formula import evaluate_ball
 
 _PRECISION = 256
 _KEPT = 12
-"""Sums inside Taylor expansions keep this many terms exactly and unite the smaller ones with a remainder."""
-_LARGEST = 3000
+"""Terms of a long sum that are kept exactly."""
+_LONGEST = 80
+"""Operations in a constant that is still simplified, and in a coefficient that is still kept exactly."""
+_LARGEST = 30_000
+"""Work in one product of sums, in terms and operations; beyond, nothing is proved."""
 
 
 class Undecided(Exception):  # noqa: N818 - neither an error nor a failure
@@ -232,7 +235,7 @@ class _Expansion:
             combine = _add if e.is_Add else _multiply
             result = self.expand(e.args[0])
             for argument in e.args[1:]:
-                result = combine(result, self.expand(argument))
+                result = self.shortened(combine(result, self.expand(argument)))
             return result
         if e.is_Pow and e.func is not sympy.exp:
             return self._power(*e.args)
@@ -320,13 +323,17 @@ class _Expansion:
         return result
 
     def shortened(self, q: _Quotient) -> _Quotient:
-        """The same function; where it has many terms, the smallest are united in one bounded term."""
-        if len(q.above) <= _KEPT or q.below != _UNIT:
-            return q
-        order = sorted(q.above, key=cmp_to_key(_faster))
-        kept = {scale: q.above[scale] for scale in order[:_KEPT]}
-        scale, total, _ = self._dominant({s: q.above[s] for s in order[_KEPT:]})
-        return _add(_Quotient(kept, _UNIT), _term(scale, self.remainder(total)))
+        """The same function; where a sum is long its smallest terms are united, and a long coefficient is enclosed."""
+        above, below = self._concise(q.above), self._concise(q.below)
+        if len(above) > _KEPT and below == _UNIT:
+            order = sorted(above, key=cmp_to_key(_faster))
+            kept = {scale: above[scale] for scale in order[:_KEPT]}
+            scale, total, _ = self._dominant({s: above[s] for s in order[_KEPT:]})
+            return _add(_Quotient(kept, _UNIT), _term(scale, self.remainder(total)))
+        return _Quotient(above, below)
+
+    def _concise(self, terms: Terms) -> Terms:
+        return {s: self.remainder(self.enclosure(c)) if c.count_ops() > _LONGEST else c for s, c in terms.items()}
 
     def exponential(self, u: Any) -> _Quotient:
         q = self.expand(u)
@@ -420,8 +427,12 @@ def _collected(pairs: Any) -> Terms:
     return {scale: c for scale, c in expanded if c != 0}
 
 
+def _size(terms: Terms) -> int:
+    return sum(1 + int(c.count_ops()) for c in terms.values())
+
+
 def _product(a: Terms, b: Terms) -> Terms:
-    if len(a) * len(b) > _LARGEST:
+    if _size(a) * _size(b) > _LARGEST:
         raise Unsupported("an expansion of too many terms")
     return _collected((s * t, c * d) for s, c in a.items() for t, d in b.items())
 

@@ -22,7 +22,7 @@ from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import Refuted
 
 SCHEMA = "lipmodel/certificate/1"
-MAX_REPEATED = 1_000_000
+MAX_REPEATED = 100_000
 """Entries that a repeated value may stand for where the network does not say how many there are."""
 Array = np.ndarray[Any, Any]
 

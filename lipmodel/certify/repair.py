@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from lipmodel.elimination import (
     Blocks,
     Reduced,
     backward_sweep,
+    closed_form_bound,
     closed_forms,
     scaled_blocks,
     top_eigenvalue,
@@ -46,11 +47,14 @@ class ProvedMultipliers:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Trial:
+    """Repaired multipliers, in the scaled signals, and the bound that they should give; goal: the one before repair."""
+
     estimate: float
     t: tuple[Array, ...]
     g: Array
     s: Array
     origin: str
+    goal: float = math.inf
 
 
 def prove(
@@ -66,8 +70,9 @@ def prove(
     """The best bound on L_{p->q} that the candidates, and the closed forms, give after repair.
 
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
-    quality; non-finite, negative or missing entries are mended. check: what must accept the multipliers besides the
-    floating-point proof. None where nothing was proved (then a norm bound still is). Repair: block elimination of the
+    quality; non-finite, negative or missing entries are mended. closed: try the closed forms in any case, not only
+    where they are better by themselves than what the candidates prove. check: what must accept the multipliers besides
+    the floating-point proof. None where nothing was proved (then a norm bound still is). Repair: block elimination of the
     inequality from the output back, raising multipliers where a pivot fails; then the least (g, s) by the Schur
     complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the inequality).
     """
@@ -88,10 +93,14 @@ def prove(
 
     for origin, m in candidates:
         for trial in _all_trials(blocks, m, p, q, origin):
-            if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9):
+            tight = trial.estimate <= trial.goal * (1.0 + 1e-6)
+            if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9) and tight:
                 break
             if best is not None and time.monotonic() > deadline:
                 break
+    if not closed and best is not None:
+        # a solver may be wrong about its optimum in both directions: better closed forms than its point give it away
+        closed = closed_form_bound(blocks, p, q) * blocks.scale_out < best.bound
     if closed and (best is None or time.monotonic() < deadline):
         trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
         for trial in trials:
@@ -106,14 +115,17 @@ def _all_trials(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, origin: str) -
     if t is None or np.shape(m.g) != (blocks.sizes[0],) or np.shape(m.s) != (blocks.outputs,):
         return
     g, s = _sanitised(m.g), _sanitised(np.asarray(m.s) / blocks.scale_out / blocks.scale_out)
+    goal = _price(g, s, p, q)
     for margin in MARGINS:
         reduced = backward_sweep(blocks, t, margin)
         if reduced is not None:
-            yield from _finish(reduced, p, q, g, s, f"{origin}, margin {margin:g}")
+            for trial in _finish(reduced, p, q, g, s, f"{origin}, margin {margin:g}"):
+                yield replace(trial, goal=goal)
     if all(np.all(x > 0.0) for x in t):
         yield _Trial(estimate=_price(g, s, p, q), t=tuple(t), g=g, s=s, origin=f"{origin}, as it is")
 
 
+@np.errstate(over="ignore")
 def _price(g: Array, s: Array, p: Norm, q: Norm) -> float:
     """The bound that the ends give, in the scaled signals."""
     left = float(g.max() if p == "2" else g.sum())
@@ -130,14 +142,16 @@ def scaled_multipliers(blocks: Blocks, t: Sequence[Array]) -> list[Array] | None
         for x, c in zip(t, blocks.scale[1:], strict=True):
             y = np.asarray(x, dtype=np.float64) * c * c
             scaled.append(np.where(np.isfinite(y) & (y > 0.0), y, 0.0))
-    if scaled and not any(np.any(x > 0.0) for x in scaled):
+    positive = np.concatenate([x[x > 0.0] for x in scaled]) if scaled else np.ones(1)
+    if positive.size == 0:
         return None
-    return scaled
+    # a layer without any multiplier is one that the output does not feel: it must not weigh on those before it
+    return [x if np.any(x > 0.0) else np.full_like(x, 1e-13 * float(np.median(positive))) for x in scaled]
 
 
 def _sanitised(x: Array) -> Array:
     x = np.asarray(x, dtype=np.float64)
-    x = np.where(np.isfinite(x) & (x > 0.0), x, 0.0)
+    x = np.where(np.isfinite(x) & (x > 0.0), np.minimum(x, 1e200), 0.0)
     level = float(x.mean()) if x.size else 0.0
     return np.maximum(x, 1e-9 * level) if level > 0.0 else np.ones_like(x)
 
@@ -161,6 +175,9 @@ def _finish(reduced: Reduced, p: Norm, q: Norm, g: Array, s: Array, origin: str)
     n0 = reduced.inputs
     size = np.sum(np.abs(reduced.ends), axis=1)
     rows_g, rows_s = _sanitised(size[:n0]), _sanitised(size[n0:])
+    # an end that a solver left too small by a little (next to nothing, for a dead output) must not scale up all others
+    least = (1.0 + 1e-6) * np.diag(reduced.ends)
+    g, s = np.maximum(g, least[:n0]), np.maximum(s, least[n0:])
     flat_g, flat_s = np.ones(n0), np.ones(len(s))
     g_first = p == "2" or n0 == 1
     s_first = q == "2" or len(s) == 1
@@ -179,7 +196,10 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
     n0 = reduced.inputs
     rg, rs = 1.0 / np.sqrt(g0), 1.0 / np.sqrt(s0)
     root = np.concatenate([rg, rs])
-    n = root[:, None] * reduced.ends * root
+    with np.errstate(over="ignore", invalid="ignore"):
+        n = root[:, None] * reduced.ends * root
+    if not np.all(np.isfinite(n)):
+        return None
     n00, n10, n11 = n[:n0, :n0], n[n0:, :n0], n[n0:, n0:]
     values, vectors = sla.eigh(n11, check_finite=False)
     turned = vectors.T @ n10
@@ -192,17 +212,21 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
         return math.inf if np.any(gap <= 0.0) else max(top_of(1.0 / gap), floor)
 
     def log_price(x: float) -> float:
-        return math.log(a_of(math.exp(x))) + x
+        return math.log(a_of(_exp(x))) + x
 
     # without activations any balance of the two ends is as good as any other
     x = _golden(log_price, math.log(least), 60.0, 64 if n0 <= 150 else 44) if reduced.t else 0.0
-    b = math.exp(x)
+    b = _exp(x)
     a = a_of(b)
-    if not (math.isfinite(a) and a > 0.0):
+    if not (math.isfinite(b) and math.isfinite(a) and a > 0.0):
         return None
     g, s = a * g0, b * s0
     price = _price(g, s, p, q)
     return _Trial(estimate=price, t=reduced.t, g=g, s=s, origin=origin) if math.isfinite(price) else None
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700.0 else math.inf
 
 
 def _golden(f: Callable[[float], float], low: float, width: float, steps: int) -> float:

@@ -102,8 +102,9 @@ def _alone(program: FloatProgram, slopes: Array, p: Norm, q: Norm) -> Attained:
         columns = p == "1" and (q != "inf" or program.inputs <= program.outputs)
         size = program.inputs if columns else program.outputs
         best, found = -1.0, np.zeros(0)
-        for first in range(0, size, 256):
-            unit = np.eye(size, min(256, size - first), -first)
+        width = max(1, min(256, 20_000_000 // max(program.inputs, program.outputs, program.neurons, 1)))
+        for first in range(0, size, width):
+            unit = np.eye(size, min(width, size - first), -first)
             images = (program.push if columns else program.pull)(slopes, unit)[0].T
             norms = vector_norm(images, q if columns else dual(p))
             top = int(np.argmax(norms))

@@ -58,7 +58,7 @@ def improving_flips(program: FloatProgram, x: Array, p: Norm, q: Norm, *, pairs:
 def _values(program: FloatProgram, tried: Array, p: Norm, q: Norm) -> Array:
     slopes = program.slopes(tried)
     parts = [slopes[:, k : k + 256] for k in range(0, slopes.shape[1], 256)]
-    return np.concatenate([attain(program.jacobians(part), p, q).value for part in parts or [slopes]])
+    return np.concatenate([np.zeros(0), *(attain(program.jacobians(part), p, q).value for part in parts)])
 
 
 def realise(program: FloatProgram, pattern: Array, box: tuple[Array, Array] | None) -> Array | None:

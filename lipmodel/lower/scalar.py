@@ -121,8 +121,11 @@ def apply_exactly(function: Callable[[Fraction], Fraction], steepest: float, x: 
     return Balls(mid=mid, exponent=FRACTION, radius=radius)
 
 
-def apply_enclosure(function: Callable[[arb], arb], x: Balls) -> Balls:
-    """A function given on real balls."""
+def apply_enclosure(function: Callable[[arb], arb], x: Balls, steepest: float | None = None) -> Balls:
+    """A function given on real balls; steepest: a bound of the moduli of all its slopes, where there is one.
+
+    With such a bound the function is enclosed at the midpoints, which is several times faster.
+    """
     flat, radii = x.mid.ravel().tolist(), x.radii().ravel().tolist()
     mid: list[int] = []
     radius: list[float] = []
@@ -133,12 +136,14 @@ def apply_enclosure(function: Callable[[arb], arb], x: Balls) -> Balls:
                 radius.append(math.inf)
                 continue
             point = arb((value, -x.exponent))
-            whole, size = _fixed(function(point if error == 0.0 else arb(point, error)))
+            whole, size = _fixed(function(point if error == 0.0 or steepest is not None else arb(point, error)))
             mid.append(whole)
             radius.append(size)
-    return Balls(
-        mid=object_array(mid, x.mid.shape), exponent=FRACTION, radius=np.array(radius).reshape(x.mid.shape)
-    )
+    spread = np.array(radius).reshape(x.mid.shape)
+    if steepest is not None and x.radius is not None:
+        with np.errstate(all="ignore"):
+            spread = (spread + steepest * x.radius) * INFLATE + TINY
+    return Balls(mid=object_array(mid, x.mid.shape), exponent=FRACTION, radius=spread)
 
 
 def _fixed(value: arb) -> tuple[int, float]:
@@ -183,6 +188,7 @@ class Scalar:
 
     activation: Activation
     pieces: Pieces | None
+    steepest: float | None
 
     def apply(self, x: Balls) -> Balls:
         points = column_range(x, 0, 2)
@@ -191,10 +197,9 @@ class Scalar:
         if self.pieces is not None and self.pieces.is_dyadic:
             values, piece = apply_pieces(self.pieces, points)
         elif act.piecewise_linear:
-            low, high = act.slopes()
-            values = apply_exactly(act.exact, max(abs(float(low)), abs(float(high))), points)
+            values = apply_exactly(act.exact, math.inf if self.steepest is None else self.steepest, points)
         else:
-            values = apply_enclosure(act.enclose, points)
+            values = apply_enclosure(act.enclose, points, self.steepest)
         if x.mid.shape[1] == 2:
             return values
         return beside(values, self._difference(points, values, column_range(x, 2, 3), piece))
@@ -222,7 +227,11 @@ def scalar(activation: Activation) -> Scalar:
     known = None
     if activation.piecewise_linear:
         known = pieces(activation.exact, activation.breakpoints, name=activation.name)
-    return Scalar(activation=activation, pieces=known)
+    try:
+        steepest = max(abs(float(s)) for s in activation.slopes())
+    except NotLipschitz:
+        steepest = None
+    return Scalar(activation=activation, pieces=known, steepest=steepest)
 
 
 def entries(x: Balls, index: Array) -> Balls:

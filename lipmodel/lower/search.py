@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lipmodel.lower.ascent import ascend
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
 from lipmodel.lower.moves import DENSE, Flips, Point, cell, chord, climb, flips, local_norms
@@ -120,6 +121,9 @@ class Hunt:
     offered: float = 0.0
     scale: float = 1.0
     batch: int = 8
+    steps: int = 40
+    ascending: float = 0.0
+    expanding: float = 0.0
     refused: set[bytes] = field(default_factory=set)
     islands: list[Island] = field(default_factory=list)
 
@@ -134,25 +138,51 @@ class Hunt:
                 if island is None:
                     self._settle()
                 else:
+                    begin = time.perf_counter()
                     self._expand(island)
+                    self.expanding += time.perf_counter() - begin
 
     @property
     def over(self) -> bool:
         return time.perf_counter() >= self.end or (self.best is not None and self.best.ratio >= self.target)
 
     def _settle(self) -> None:
-        """Found a new island on the best of a batch of random points."""
-        island = Island()
-        self.visit(self.starts(self.batch), island, keep=4)
+        """Found a new island where an ascent from random points, or from the best ones, has led."""
+        begin = time.perf_counter()
+        program, island = self.program, Island()
+        count = int(np.clip(self.batch, 8, 64))
+        summits = [max(t.points.values(), key=lambda point: point.value).x for t in self.islands if t.points]
+        warm = len(summits) >= 2 and self.rng.random() < 0.4
+        x = self.starts(count)
+        if warm:
+            x = np.stack([summits[int(k)] for k in self.rng.integers(len(summits), size=count)], axis=1)
+        size = np.maximum(np.linalg.norm(x, axis=0), self.scale * math.sqrt(program.inputs))
+        if self.box is not None:
+            size = np.full(count, float(np.linalg.norm(self.box[1] - self.box[0])))
+        x = ascend(
+            program,
+            x,
+            self.p,
+            self.q,
+            steps=self.steps,
+            size=size,
+            rng=self.rng,
+            warmth=0.2 if warm else 1.0,
+            box=self.box,
+            stop=lambda: time.perf_counter() >= self.end,
+        )
+        self.visit(x, island, keep=KEPT)
         self.islands.append(island)
         if len(self.islands) > ISLANDS:
             self.islands.remove(min(self.islands, key=lambda t: (t.summit, -t.stalled)))
+        self.ascending += time.perf_counter() - begin
+        self.steps = min(2 * self.steps, 800) if self.rng.random() < 0.5 else self.steps
 
     def _chosen_island(self) -> Island | None:
         """Mostly the highest island that has not been searched for long without success; None: a new one."""
         active = [t for t in self.islands if t.stalled < PATIENCE]
         chance = self.rng.random()
-        if chance < 0.05 or (not active and chance < 0.8):
+        if self.ascending < self.expanding or (not active and chance < 0.8):
             return None
         if not active or chance < 0.15:
             return max(self.islands, key=lambda t: t.summit)
@@ -190,7 +220,8 @@ class Hunt:
             x = self.rng.uniform(size=(n, count))
             corner = self.rng.random(count) < 0.25
             return low[:, None] + (high - low)[:, None] * np.where(corner, np.round(x), x)
-        size = self.scale * 10.0 ** self.rng.uniform(-1.5, 2.5, count)
+        size = self.scale * 10.0 ** self.rng.uniform(-0.7, 1.3, count)
+        size[1::4] = self.scale * 10.0 ** self.rng.uniform(-2.0, 3.0, len(size[1::4]))
         x = self.rng.standard_normal((n, count)) * size
         x[:, ::4] *= self.rng.random((n, len(range(0, count, 4)))) < 0.3
         return np.asarray(x + 1e-9 * self.scale * self.rng.standard_normal((n, count)))
@@ -208,7 +239,7 @@ class Hunt:
                 island.add(key, Point(x=x[:, k].copy(), value=float(value[k]), v=found.v[k], u=found.u[k]))
         top = int(np.argmax(value))
         if value[top] > self.offered * (1.0 + 1e-12):
-            self.offer(x[:, top])
+            self.offer(x[:, top], float(value[top]), found.v[top])
         spent = time.perf_counter() - begin
         self.batch = int(np.clip(0.02 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
         return value
@@ -295,17 +326,24 @@ class Hunt:
 
     # --- witnesses ---
 
-    def offer(self, x: Array) -> None:
-        """Make a pair around x, measure it exactly, and keep it if it is the best."""
-        _, found = local_norms(self.program, x[:, None], self.p, self.q, thorough=True)
-        value, v = float(found.value[0]), found.v[0]
+    def offer(self, x: Array, value: float, v: Array) -> None:
+        """Make pairs around x along v, and then along a better direction, and keep the best by exact measure."""
+        if self.best is None or min(self.program.inputs, self.program.outputs) <= DENSE:
+            self._measure(x, value, v)
+        if not self.over:
+            _, found = local_norms(self.program, x[:, None], self.p, self.q, thorough=True)
+            better = float(found.value[0])
+            if self.best is None or better > self.best.ratio * (1.0 + 1e-12):
+                self._measure(x, better, found.v[0])
+        self.offered = max(self.offered, value if self.best is None else self.best.ratio)
+
+    def _measure(self, x: Array, value: float, v: Array) -> None:
         for a, b in self.proposals(x, v):
             ratio = self.pairs.ratio(a, b, self.p, self.asked, rows=self.rows, mode=self.mode)
             if ratio > (0.0 if self.best is None else self.best.ratio):
                 self.best = Witness(x=a, y=b, p=self.p, q=self.asked, outputs=self.outputs, ratio=ratio)
             if ratio >= value * (1.0 - 1e-12):
                 break
-        self.offered = max(self.offered, value if self.best is None else self.best.ratio)
 
     def proposals(self, x: Array, v: Array) -> Iterator[tuple[Array, Array]]:
         """Pairs along v near x, the likeliest first."""
