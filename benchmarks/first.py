@@ -3,7 +3,8 @@
     python -m benchmarks.first [--time-limit 60] [--nets FOLDER] [--out benchmarks/results]
 
 Networks come from recipes (and, with --nets, from ONNX files below a folder). The floor is one dense Cholesky
-factorisation and inversion (LAPACK potrf + potri) of a matrix of the order of the inequality. Writes first.json and first.md.
+factorisation and inversion (LAPACK potrf + potri) of a matrix of the order of the inequality. Writes first.json and
+first.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import platform
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ PROGRAMS = (("lipsdp-neuron", "2"), ("geolip", "inf:2"))
 def gaussian(dims: list[int], seed: int) -> lm.Network:
     """Weights N(0, 1) / sqrt(fan in), ReLU."""
     rng = np.random.default_rng(seed)
-    weights = [rng.standard_normal((m, n)) / np.sqrt(n) for n, m in zip(dims[:-1], dims[1:], strict=True)]
+    weights = [rng.standard_normal((m, n)) / np.sqrt(n) for n, m in pairwise(dims)]
     return lm.from_weights(weights, activation="relu")
 
 
@@ -110,10 +112,9 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     ]
     for r in rows:
         faster = "" if r["native is faster by"] is None else f"{r['native is faster by']:.0f}x"
-        lines.append(
-            f"| {r['network']} | {r['activations']} | {r['formulation']} {r['norm']} | {r['backend']} | {r['bound']:.8g} "
-            f"| {r['excess']:.0e} | {r['solve']:.3f} | {r['certify']:.3f} | {r['floors']:.0f} | {faster} | {r['termination']} |"
-        )
+        cells = [r["network"], r["activations"], f"{r['formulation']} {r['norm']}", r["backend"], f"{r['bound']:.8g}"]
+        cells += [f"{r['excess']:.0e}", f"{r['solve']:.3f}", f"{r['certify']:.3f}", f"{r['floors']:.0f}"]
+        lines.append("| " + " | ".join(map(str, [*cells, faster, r["termination"]])) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -29,6 +29,10 @@ RULES: tuple[tuple[str, float], ...] = (
 """Rules for the diagonal S of the recursion and their constants, the best ones first."""
 
 
+SMALL = 32
+"""Orders up to which all eigenvalues are found in less time than one is asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
     """The matrices of an increment system, dense, signal 0 the input, signal k the k-th activation's output.
@@ -117,6 +121,8 @@ def top_eigenvalue(a: Array) -> float:
     if not np.all(np.isfinite(a)):
         return float("inf")
     try:
+        if n <= SMALL:
+            return float(np.linalg.eigvalsh(a)[-1])
         return float(sla.eigh(a, eigvals_only=True, subset_by_index=[n - 1, n - 1], check_finite=False)[0])
     except (np.linalg.LinAlgError, ValueError):
         return float(np.linalg.eigvalsh(a)[-1])  # the subset driver fails on clustered spectra
@@ -327,12 +333,17 @@ def path_weights(blocks: Blocks) -> Array:
     return np.maximum(weights / top, 1e-9) if 0.0 < top < np.inf else np.ones(blocks.sizes[0])
 
 
-def closed_form_bound(blocks: Blocks, p: str, q: str) -> float:
-    """The least bound on L_{p->q} that the rules give by themselves, in the scaled output; inf where none does."""
+def closed_form_bound(blocks: Blocks, p: str, q: str, *, tied: bool = False) -> float:
+    """The least bound on L_{p->q} that the rules give by themselves, in the scaled output; inf where none does.
+
+    tied: only the rules with one multiplier for a whole layer.
+    """
     start = np.ones(blocks.sizes[0]) if p == "2" else 1.0 / path_weights(blocks)
     price = 1.0 if p == "2" else float(np.sum(1.0 / start))
     least = float("inf")
     for rule, c in RULES:
+        if tied and rule != "spectral":
+            continue
         found = forward_recursion(blocks, rule, c, start)
         if found is not None and np.all(np.isfinite(found[1])):
             top = top_eigenvalue(found[1])

@@ -25,7 +25,7 @@ from lipmodel.member import Clock, Part, Run, build, product_bound_of, provable,
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, increments
-from lipmodel.result import Assurance, OutputBound, Result, Timings, describe
+from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain
 from lipmodel.spec import Spec, norm_pair, parse_domain, parse_outputs
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def solve(
 
     net: a path to an ONNX file, or a Network. formulation: a name, `FILE.py:CLASS`, a class, an instance, or None to
     choose one. norm: P or P:Q with P, Q among 1, 2, inf (default: the formulation's own). outputs: "all", an index,
-    indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: of the formulation.
+    indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
     assurance: "proved", or "model" to use inequalities that the formulation states by itself.
     Raises UsageError, RefusedInput, BackendUnavailable, SoundnessError.
     """
@@ -105,6 +105,11 @@ def solve(
         parts = _parts(system, run)
         bound, proof, assumptions = _overall(system, parts, run)
         found = _witness(network, request.spec, bound, clock, say) if witness else None
+        if assumptions and found is not None and found.ratio > bound:
+            say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
+            run.assurance = "proved"
+            parts = _parts(system, run)
+            bound, proof, assumptions = _overall(system, parts, run)
     named = (_name(graph_input), _name(graph_output))
     return _result(network, request, parts, bound, proof, assumptions, found, clock, named)
 
@@ -259,7 +264,7 @@ def _result(
         bounds = {row: max(p.bound for p in parts if p.member.row == row) for row in rows}
         per_output = tuple(OutputBound(output=labels[row], bound=bounds[row], lower_bound=None) for row in rows)
     backends = {p.backend for p in parts if p.backend is not None}
-    formulation = {"name": request.formulation.name, "options": request.formulation.options()}
+    formulation = {"name": request.formulation.name, "options": plain(request.formulation.options())}
     written = certificate(
         network={"sha256": network.source.sha256, "graph_input": named[0], "graph_output": named[1]},
         spec=spec.to_json(),
@@ -283,7 +288,7 @@ def _result(
         spec=spec,
         network=describe(network),
         formulation=request.formulation.name,
-        options=request.formulation.options(),
+        options=plain(request.formulation.options()),
         backend=", ".join(sorted(backends)) or None,
         bound=bound if proved else math.inf,
         assurance=assurance,
@@ -353,7 +358,7 @@ def export(
     header = {
         "network": describe(network),
         "spec": request.spec.to_json(),
-        "formulation": {"name": request.formulation.name, "options": request.formulation.options()},
+        "formulation": {"name": request.formulation.name, "options": plain(request.formulation.options())},
         "member": {"row": member.row, "column": member.column, "norms": list(member.norms)},
     }
     return write_problem(built, path, header)

@@ -222,6 +222,19 @@ def number(value: float | None) -> float | str | None:
     return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what is not a number, a text, a truth value or made of these becomes its text."""
+    if isinstance(value, bool | str | int | None):
+        return value
+    if isinstance(value, float):
+        return number(float(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value)
+
+
 def _optional(value: Any) -> float | None:
     return None if value is None else float(value)
 

@@ -82,7 +82,7 @@ def random_case(seed: int, index: int) -> Case:
         chosen = rng.permutation(m)[: int(rng.integers(1, m + 1))]
         outputs = f"margin:{chosen[0]}" if rng.random() < 0.5 else ",".join(str(i) for i in chosen)
     formulation = FORMULATIONS[int(rng.choice(5, p=[0.3, 0.35, 0.1, 0.1, 0.15]))]
-    backend = BACKENDS[int(rng.choice(4, p=[0.55, 0.1, 0.2, 0.15]))]
+    backend = BACKENDS[int(rng.choice(4, p=[0.6, 0.12, 0.2, 0.08]))]
     limit = float(rng.choice([1e-3, 0.02, 0.3])) if rng.random() < 0.05 else None
     question = Question(p=p, q=q, outputs=outputs, formulation=formulation, backend=backend, time_limit=limit)
     return Case(label=f"seed {seed}, network {index}", plan=plan, chain=chain, model=model, question=question)

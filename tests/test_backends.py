@@ -11,7 +11,7 @@ import pytest
 import lipmodel as lm
 from lipmodel.backends import backend, backend_names
 from lipmodel.backends.base import Backend, Capabilities, Installed, Point, SolveOptions
-from lipmodel.backends.conic import check_options
+from lipmodel.backends.conic import check_options, task
 from lipmodel.network.increments import chain_of
 from lipmodel.testing.backends import backend_checks, decoupled, lipsdp, mixed_norm
 from lipmodel.testing.networks import random_system
@@ -48,7 +48,7 @@ def test_checks_have_names_of_their_own():
     )
 
 
-# --------------------------------------------------------------------------------------------- backends that are wrong
+# -------------------------------------------------------------------------------- backends that are wrong
 
 
 class Wrong:
@@ -126,7 +126,7 @@ def test_a_general_backend_may_not_refuse_a_small_model():
         next(c for c in CHECKS if str(c) == "linear-map")(refusing)
 
 
-# ----------------------------------------------------------------------------------------------------- clarabel and scs
+# -------------------------------------------------------------------------------- clarabel and scs
 
 
 @pytest.mark.parametrize("name", ["clarabel", "scs"])
@@ -152,6 +152,34 @@ def test_the_tolerance_decides_what_is_optimal(name):
     assert abs(point.objective - point.lower) <= 1e-6 * abs(point.objective) + 1e-9
     assert point.iterations > rough.iterations
     assert point.message
+
+
+@pytest.mark.parametrize(
+    ("status", "lower", "termination"),
+    [
+        ("optimal", 1.0 - 1e-9, "optimal"),
+        ("optimal", 0.99, "inaccurate"),
+        ("inaccurate", 1.0 + 1e-9, "optimal"),
+        ("inaccurate", 0.99, "inaccurate"),
+        ("optimal", np.nan, "inaccurate"),
+        ("time-limit", 1.0, "time-limit"),
+        ("iteration-limit", 1.0, "iteration-limit"),
+        ("failed", 1.0, "failed"),
+    ],
+)
+def test_the_gap_decides_what_is_called_optimal(status, lower, termination):
+    work = task(lipsdp(random_system("chain", 0)), SolveOptions(tol=1e-6))
+    x = np.ones(work.program.size)
+    point = work.point(x, status, 1.0, lower, iterations=7, message="text")
+    assert (point.termination, point.iterations, point.message) == (termination, 7, "text")
+    if termination == "failed":
+        assert point.values is None
+        assert point.objective is None
+        return
+    assert point.objective == pytest.approx(work.unit + work.program.offset)
+    assert (point.lower is None) == bool(np.isnan(lower))
+    for wrong in (x[:-1], np.full_like(x, np.nan)):
+        assert work.point(wrong, status, 1.0, lower, iterations=0, message="").termination == "failed"
 
 
 @pytest.mark.parametrize("name", ["clarabel", "scs"])

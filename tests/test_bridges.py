@@ -42,7 +42,7 @@ def optimum(model, name="clarabel"):
     return model.bound_of(point.objective)
 
 
-# ------------------------------------------------------------------------------------------------------------- program
+# -------------------------------------------------------------------------------- program
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_the_same_statement_gives_the_same_program():
             np.testing.assert_array_equal(getattr(programs[0].psd[0], name), getattr(other.psd[0], name))
 
 
-# ------------------------------------------------------------------------------------------------------------- scaling
+# -------------------------------------------------------------------------------- scaling
 
 
 @pytest.mark.parametrize("kind", KINDS)

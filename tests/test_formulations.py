@@ -73,7 +73,7 @@ def test_known_traps_are_not_undercut():
         assert found.proved >= 1.0
 
 
-# --------------------------------------------------------------------------------------------------- own formulations
+# -------------------------------------------------------------------------------- own formulations
 
 
 def stated(**changes):

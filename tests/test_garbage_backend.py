@@ -162,8 +162,8 @@ ANSWERS: dict[str, Answer] = {
 }
 
 QUESTIONS = {
-    "relu": (("lipsdp-neuron", "2:2"), ("geolip", "inf:1"), ("lipsdp-layer", "2:inf")),
-    "bent": (("lipsdp-neuron", "2:2"), ("geolip", "inf:2"), ("geolip", "1:1")),
+    "relu": (("lipsdp-layer", "2:inf"),),
+    "bent": (("lipsdp-neuron", "2:2"), ("geolip", "inf:1")),
     "one": (("geolip", "inf:inf"),),
 }
 

@@ -1,4 +1,4 @@
-"""Known values: relaxations are reached, true constants are never undercut (data beside the checkout, where present)."""
+"""Known values: relaxations are reached, true constants never undercut (data beside the checkout, where present)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no shared data besi
 
 REACHED = {"lipsdp-neuron": "lipsdp-neuron", "lipsdp-layer": "lipsdp-layer", "geolip": "geolip", "product": "product"}
 BELOW = {"fgl", "exact", "certified-lower"}
-FILES = ("tiny", "lipsdp", "gauss", "stream", "digits", "mixed", "eclipse", "chordal", "closed_form", "certdnn", "exlipbab",
-         "lipbab", "real_networks", "sdpnn")  # fmt: skip
+FILES = (
+    "tiny", "lipsdp", "gauss", "stream", "digits", "mixed", "eclipse", "chordal", "closed_form", "certdnn",
+    "exlipbab", "lipbab", "real_networks", "sdpnn",
+)  # fmt: skip
 
 
 @cache

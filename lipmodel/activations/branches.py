@@ -16,9 +16,10 @@ from typing import Any
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail, vanishes
+from lipmodel.activations.asymptotics import Tail, tail
 from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Expression, from_sympy
+from lipmodel.activations.scales import Undecided, Unsupported, number_sign, vanishes
 from lipmodel.activations.signs import Cell, Unresolved, merged, simplest, zero_cells
 from lipmodel.errors import NotLipschitz, UsageError
 
@@ -224,9 +225,9 @@ def zeros(function: Any, left: Cut | None, right: Cut | None) -> list[Cut]:
         return []
     if function.is_rational_function(X):
         numerator = sympy.Poly(sympy.fraction(sympy.together(function))[0], X)
-        found = _roots(numerator)
+        found = _roots(numerator, function)
         if found is not None:
-            return [c for c in (_cut(r, function) for r in found) if _between(left, c, right)]
+            return [cut for cut in found if _between(left, cut, right)]
     try:
         cells = _numerical_zeros(function, left, right)
     except (Unresolved, Unsupported, UsageError) as error:
@@ -263,30 +264,27 @@ def _single(function: Any, cell: Cell) -> Cell:
     return (point, point) if order else cell
 
 
-def _roots(p: Any) -> list[Any] | None:
-    """The real roots of a polynomial as exact numbers of sympy; None where its coefficients are not rational."""
+def _roots(p: Any, function: Any) -> list[Cut] | None:
+    """The real roots of a polynomial; None where its coefficients are not rational and it is not linear."""
     if p.is_zero:
         return []
     if p.domain.is_QQ or p.domain.is_ZZ:
-        return sorted(set(p.real_roots()))
+        p = p.sqf_part()
+        cells = [cell for cell, _ in p.intervals(eps=_EPSILON)]
+        return [_root_cut(root, cell, function) for root, cell in zip(p.real_roots(), cells, strict=True)]
     if p.degree() == 1:
         slope, intercept = p.all_coeffs()
-        return [-intercept / slope]
+        root = -intercept / slope
+        with ctx.workprec(256):
+            ends = rational_ends(from_sympy(root, X).ball(arb(0)))
+        return None if ends is None else [Cut(at=ends, exact=root, function=function)]
     return None
 
 
-def _cut(root: Any, function: Any) -> Cut:
-    if root.is_Rational:
-        value = Fraction(int(root.p), int(root.q))
-        return Cut(at=(value, value), exact=root, function=function)
-    if isinstance(root, sympy.CRootOf):
-        middle = root.eval_rational(_EPSILON)
-        at = (Fraction(str(middle - _EPSILON)), Fraction(str(middle + _EPSILON)))
-        return Cut(at=at, exact=root, function=function)
-    with ctx.workprec(256):
-        ends = rational_ends(from_sympy(root, X).ball(arb(0)))
-    assert ends is not None
-    return Cut(at=ends, exact=root, function=function)
+def _root_cut(root: Any, cell: tuple[Any, Any], function: Any) -> Cut:
+    ends = (root, root) if root.is_Rational else cell
+    lower, upper = (Fraction(int(e.p), int(e.q)) for e in map(sympy.Rational, ends))
+    return Cut(at=(lower, upper), exact=root, function=function)
 
 
 def _order(a: Cut, b: Cut) -> int:
@@ -412,7 +410,7 @@ def approach(function: Any, end: Cut | None, side: int, t: Fraction, order: int 
 
 def settle(function: Any, end: Cut | None, side: int) -> tuple[Fraction, Fraction, int] | None:
     """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved."""
-    for order in (4, 9):
+    for order in (4,) if end is None else (4, 9):
         for exponent in range(13 if end is None else 41):
             t = Fraction(2) ** exponent
             try:

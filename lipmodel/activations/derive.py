@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_ball, number_sign
+from lipmodel.activations.asymptotics import Tail
 from lipmodel.activations.balls import outward, rational
 from lipmodel.activations.branches import (
     Branch,
@@ -34,6 +34,7 @@ from lipmodel.activations.branches import (
     zeros_in_window,
 )
 from lipmodel.activations.formula import Affine, Expression, Formula, from_sympy
+from lipmodel.activations.scales import Undecided, Unsupported, number_ball, number_sign
 from lipmodel.activations.shapes import Shape
 from lipmodel.activations.signs import Cell, Unresolved, variation, zero_cells
 from lipmodel.activations.spec import Activation, Joint
@@ -101,7 +102,7 @@ def _piece(branch: Branch) -> Piece:
 
 def _simplified(e: Any) -> Any:
     """The same expression, free of X where that is seen by cancelling."""
-    if e.has(X) and e.is_rational_function(X):
+    if e.has(X) and e.count_ops() <= 100 and e.is_rational_function(X):
         reduced = sympy.cancel(e)
         return e if reduced.has(X) else reduced
     return e

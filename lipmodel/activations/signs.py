@@ -19,7 +19,7 @@ Cell = tuple[Fraction, Fraction]
 _PRECISION = 320
 _WIDTH = Fraction(1, 2**130)
 _FLAT = Fraction(1, 2**80)
-_BUDGET = 20_000
+_BUDGET = 10_000
 
 
 class Unresolved(Exception):  # noqa: N818 - neither an error nor a failure

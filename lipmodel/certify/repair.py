@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
@@ -63,18 +63,20 @@ def prove(
     q: Norm,
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
-    closed: bool = True,
+    closed: Literal["all", "doubt", "doubt-tied"] = "all",
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
     """The best bound on L_{p->q} that the candidates, and the closed forms, give after repair.
 
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
-    quality; non-finite, negative or missing entries are mended. closed: try the closed forms in any case, not only
-    where they are better by themselves than what the candidates prove. check: what must accept the multipliers besides
-    the floating-point proof. None where nothing was proved (then a norm bound still is). Repair: block elimination of the
-    inequality from the output back, raising multipliers where a pivot fails; then the least (g, s) by the Schur
-    complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the inequality).
+    quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
+    "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
+    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
+    check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
+    bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
+    fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
+    inequality).
     """
     blocks = scaled_blocks(system)
     best: ProvedMultipliers | None = None
@@ -98,10 +100,11 @@ def prove(
                 break
             if best is not None and time.monotonic() > deadline:
                 break
-    if not closed and best is not None:
-        # a solver may be wrong about its optimum in both directions: better closed forms than its point give it away
-        closed = closed_form_bound(blocks, p, q) * blocks.scale_out < best.bound
-    if closed and (best is None or time.monotonic() < deadline):
+    wanted = closed == "all" or best is None
+    if not wanted and best is not None:
+        # a solver may be wrong about its optimum: a better point of its own feasible set gives it away
+        wanted = closed_form_bound(blocks, p, q, tied=closed == "doubt-tied") * blocks.scale_out < best.bound
+    if wanted and (best is None or time.monotonic() < deadline):
         trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
         for trial in trials:
             if math.isfinite(attempt(trial)):

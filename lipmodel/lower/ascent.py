@@ -74,7 +74,7 @@ def ascend(
 
 
 def _lengths(x: Array) -> Array:
-    return np.maximum(np.linalg.norm(x, axis=0), 1e-300)
+    return np.asarray(np.maximum(np.linalg.norm(x, axis=0), 1e-300))
 
 
 def _spread(program: FloatProgram, stack: Array) -> Array:

@@ -7,7 +7,6 @@ Only points come out of this; whether they are any good is measured exactly else
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linprog
 
 from lipmodel.lower.attain import attain
 from lipmodel.lower.balls import Array
@@ -63,6 +62,8 @@ def _values(program: FloatProgram, tried: Array, p: Norm, q: Norm) -> Array:
 
 def realise(program: FloatProgram, pattern: Array, box: tuple[Array, Array] | None) -> Array | None:
     """A point well inside the cell of a pattern, shape (inputs,); None where there is none, or none was found."""
+    from scipy.optimize import linprog
+
     n = program.inputs
     start = np.zeros(n) if box is None else 0.5 * (box[0] + box[1])
     points = start[:, None] + np.concatenate([np.zeros((n, 1)), np.eye(n)], axis=1)
@@ -75,6 +76,8 @@ def realise(program: FloatProgram, pattern: Array, box: tuple[Array, Array] | No
     rows = np.concatenate([np.column_stack([-gradient, size]), np.column_stack([gradient, size])])
     right = np.concatenate([value - low, high - value])
     kept = np.isfinite(right)
+    if not np.all(np.isfinite(rows[kept])):
+        return None
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * n
     if box is not None:
         bounds = [(float(a), float(b)) for a, b in zip(box[0] - start, box[1] - start, strict=True)]

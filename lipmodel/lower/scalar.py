@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +44,11 @@ def pieces(function: Callable[[Fraction], Fraction], breakpoints: Sequence[float
     The lines are read off between the given breakpoints and the breaks are where neighbouring lines meet. Raises
     NotLipschitz where the function jumps.
     """
+    jumps = f"{name or 'the activation'} jumps, so it has no Lipschitz constant"
     marks = sorted({Fraction(b) for b in breakpoints if math.isfinite(b)})
-    inner = [marks[0] - 2, *((a + b) / 2 for a, b in zip(marks, marks[1:], strict=False)), marks[-1] + 2] if marks else [Fraction(0)]
+    inner = [Fraction(0)]
+    if marks:
+        inner = [marks[0] - 2, *((a + b) / 2 for a, b in pairwise(marks)), marks[-1] + 2]
     lines = []
     for k, middle in enumerate(inner):
         gaps = [abs(middle - b) for b in marks[max(0, k - 1) : k + 1]]
@@ -58,14 +62,14 @@ def pieces(function: Callable[[Fraction], Fraction], breakpoints: Sequence[float
         before, intercept = merged[-1]
         if slope == before:
             if offset != intercept:
-                raise NotLipschitz(f"{name or 'the activation'} jumps, so it has no Lipschitz constant")
+                raise NotLipschitz(jumps)
             continue
         breaks.append((intercept - offset) / (slope - before))
         merged.append((slope, offset))
     for point, (slope, offset) in zip(breaks, merged, strict=False):
         near = min((abs(point - b) for b in marks), default=Fraction(0))
         if near > Fraction(2) ** -40 * (1 + abs(point)) or function(point) != slope * point + offset:
-            raise NotLipschitz(f"{name or 'the activation'} jumps near {float(point):g}, so it has no Lipschitz constant")
+            raise NotLipschitz(jumps)
     return Pieces(breaks=tuple(breaks), slopes=tuple(s for s, _ in merged), offsets=tuple(o for _, o in merged))
 
 
@@ -199,7 +203,7 @@ class Scalar:
         elif act.piecewise_linear:
             values = apply_exactly(act.exact, math.inf if self.steepest is None else self.steepest, points)
         else:
-            values = apply_enclosure(act.enclose, points, self.steepest)
+            values = apply_enclosure(_value(act), points, self.steepest)
         if x.mid.shape[1] == 2:
             return values
         return beside(values, self._difference(points, values, column_range(x, 2, 3), piece))
@@ -211,11 +215,14 @@ class Scalar:
             same = ((piece[:, 0] == piece[:, 1]) & (piece[:, 0] >= 0))[:, None]
             return choose(same, slope_times(self.pieces, piece[:, :1], d), plain)
         # only where the values have lost too much: slope intervals take long
-        poor = np.flatnonzero(~(plain.radii() <= 2.0**-40 * d.magnitude())[:, 0])
+        poor = np.flatnonzero(~(plain.radii() <= 2.0**-20 * d.magnitude())[:, 0])
         if not len(poor):
             return plain
         low, high = points.limits()
-        alpha, beta = self.activation.slopes(np.min(low[poor], axis=1), np.max(high[poor], axis=1))
+        try:
+            alpha, beta = self.activation.slopes(np.min(low[poor], axis=1), np.max(high[poor], axis=1))
+        except NotLipschitz:
+            return plain
         steep = slope_range_times(alpha[:, None], beta[:, None], entries(d, poor))
         best = choose(steep.radii() < entries(plain, poor).radii(), steep, entries(plain, poor))
         rest = np.setdiff1d(np.arange(d.size), poor)
@@ -232,6 +239,19 @@ def scalar(activation: Activation) -> Scalar:
     except NotLipschitz:
         steepest = None
     return Scalar(activation=activation, pieces=known, steepest=steepest)
+
+
+def _value(activation: Activation) -> Callable[[arb], arb]:
+    """f on balls; where one formula holds everywhere it is evaluated without further ado."""
+    if len(activation.pieces) != 1 or activation.joints:
+        return activation.enclose
+    formula = activation.pieces[0].value.formula
+
+    def value(x: arb) -> arb:
+        y = formula.ball(x)
+        return y if y.is_finite() else activation.enclose(x)
+
+    return value
 
 
 def entries(x: Balls, index: Array) -> Balls:

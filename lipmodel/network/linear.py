@@ -1,7 +1,7 @@
 """Linear maps that keep their structure: what stands between the nonlinearities of a network.
 
-A `LinearMap` is never expanded unless somebody asks. It can be applied (`matvec`, `rmatvec`), enclosed in floating point
-(`enclosure`) and written down exactly (`exact`). Weights are binary floats, so leaves are exact; compositions are
+A `LinearMap` is never expanded unless somebody asks. It can be applied (`matvec`, `rmatvec`), enclosed in floating
+point (`enclosure`) and written down exactly (`exact`). Weights are binary floats, so leaves are exact; compositions are
 enclosed with a proved error. Convolution and pooling are in `conv.py`.
 """
 

@@ -102,7 +102,9 @@ class MatrixEnclosure:
         """factor * M; exact for powers of two (up to underflow, which is covered)."""
         center = self.center * factor
         mantissa, _ = np.frexp(abs(factor))
-        if factor == 0.0 or (mantissa == 0.5 and self.is_exact and bool(np.all(_data(center) / factor == _data(self.center)))):
+        if factor == 0.0 or (
+            mantissa == 0.5 and self.is_exact and bool(np.all(_data(center) / factor == _data(self.center)))
+        ):
             return MatrixEnclosure(center=center)
         radius = 2.0 * U * abs(center)
         if self.radius is not None:
@@ -138,7 +140,10 @@ def _selects_rows(a: Any) -> bool:
     if sp.issparse(a):
         csr = sp.csr_array(a)
         csr.sum_duplicates()
-        return bool(np.all(np.abs(csr.data[csr.data != 0]) == 1.0) and np.all(np.bincount(_rows(csr), weights=csr.data != 0, minlength=1) <= 1))
+        return bool(
+            np.all(np.abs(csr.data[csr.data != 0]) == 1.0)
+            and np.all(np.bincount(_rows(csr), weights=csr.data != 0, minlength=1) <= 1)
+        )
     return bool(np.all(np.count_nonzero(a, axis=1) <= 1) and np.all((a == 0) | (np.abs(a) == 1)))
 
 

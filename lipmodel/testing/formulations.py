@@ -68,7 +68,7 @@ def answer(formulation: Formulation, system: IncrementSystem, p: Norm, q: Norm, 
         return Answer(claim=value, proved=value)
     matrices = float_system(system)
     if isinstance(built, Multipliers):
-        proof = prove(matrices, p, q, [(formulation.name, built)], closed=False)
+        proof = prove(matrices, p, q, [(formulation.name, built)], closed="doubt")
         assert proof is not None, "nothing follows from the multipliers"
         return Answer(claim=proof.bound, proved=proof.bound)
     assert isinstance(built, Model), f"build returned a {type(built).__name__}"
@@ -79,7 +79,7 @@ def answer(formulation: Formulation, system: IncrementSystem, p: Norm, q: Norm, 
     assert point.values is not None, f"the solver found nothing ({point.message}): infeasible or unbounded as stated?"
     assert point.objective is not None, "the solver found nothing"
     multipliers, _ = extract(built, system, point.values)
-    proof = prove(matrices, p, q, [(formulation.name, multipliers)], closed=False)
+    proof = prove(matrices, p, q, [(formulation.name, multipliers)], closed="doubt")
     assert proof is not None, "nothing could be proved from the solver's point"
     return Answer(claim=built.bound_of(point.objective), proved=proof.bound)
 

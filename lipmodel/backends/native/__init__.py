@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Native:
-    """The path follower for chains of dense or sparse layers, slopes of any sign, l2 or linf input, l2 or one output."""
+    """The path follower for chains of dense or sparse layers, any slopes, l2 or linf input, l2 or one output."""
 
     name = "native"
     description = "structure-exploiting path follower (NumPy/SciPy) for chains of layers"
