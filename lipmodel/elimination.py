@@ -52,7 +52,12 @@ class Blocks:
 
 
 def scaled_blocks(system: Any) -> Blocks:
-    """The blocks of a `FloatSystem` with every signal scaled to gain of order one, by powers of two (exact)."""
+    """The blocks of a `FloatSystem` with every signal scaled to gain of order one, by powers of two (exact).
+
+    Raises ValueError where the output reads no signal: such a network is constant, and there is nothing to scale.
+    """
+    if not system.output:
+        raise ValueError("the output reads no signal: the network is constant")
     gains = [1.0]
     for pre, alpha, beta in zip(system.pre, system.alpha, system.beta, strict=True):
         slope = float(np.max(np.maximum(np.abs(alpha), np.abs(beta)), initial=0.0))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends import backend as find_backend
 from lipmodel.backends.base import Progress, Termination
-from lipmodel.certify.certificate import certificate, largest_proof
+from lipmodel.certify.certificate import certificate, largest_proof, network_named
 from lipmodel.errors import SoundnessError, UsageError
 from lipmodel.families import chosen_outputs, measured, member_spec, members, restricted, row_labels
 from lipmodel.formulation import Formulation
@@ -110,8 +110,7 @@ def solve(
             run.assurance = "proved"
             parts = _parts(system, run)
             bound, proof, assumptions = _overall(system, parts, run)
-    named = (_name(graph_input), _name(graph_output))
-    return _result(network, request, parts, bound, proof, assumptions, found, clock, named)
+    return _result(network, request, parts, bound, proof, assumptions, found, clock)
 
 
 def make_request(
@@ -242,7 +241,6 @@ def _result(
     assumptions: list[dict[str, Any]],
     found: Witness | None,
     clock: Clock,
-    named: tuple[Any, Any],
 ) -> Result:
     spec = request.spec
     proved = math.isfinite(bound)
@@ -266,7 +264,7 @@ def _result(
     backends = {p.backend for p in parts if p.backend is not None}
     formulation = {"name": request.formulation.name, "options": plain(request.formulation.options())}
     written = certificate(
-        network={"sha256": network.source.sha256, "graph_input": named[0], "graph_output": named[1]},
+        network=network_named(network),
         spec=spec.to_json(),
         formulation=formulation,
         bound=bound if proved else None,
@@ -301,10 +299,6 @@ def _result(
         certificate=written,
         reason=request.reason,
     )
-
-
-def _name(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 _ORDER: tuple[Termination, ...] = (

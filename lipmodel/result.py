@@ -137,8 +137,16 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
         """The result from its JSON form. Raises UsageError if it is not one."""
-        if data.get("schema") != SCHEMA:
-            raise UsageError(f"not a lipmodel result: schema {data.get('schema')!r}, expected {SCHEMA!r}")
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if schema != SCHEMA:
+            raise UsageError(f"not a lipmodel result: schema {schema!r}, expected {SCHEMA!r}")
+        try:
+            return cls._read(data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not a lipmodel result: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> Result:
         per = data.get("per_output")
         return cls(
             spec=Spec.from_json(data["spec"]),

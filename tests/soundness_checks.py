@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """failures: what did not hold; refused: the documented refusal; ratio: to the formal constant; loss: to the claim."""
+    """failures: what did not hold; refused: the documented refusal; ratio, loss: to the formal constant, the claim."""
 
     label: str
     failures: list[str] = field(default_factory=list)

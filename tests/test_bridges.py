@@ -114,6 +114,18 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_expanded(monkeypatch)
         assert "native backend" in backend(name).refuses(model)
 
 
+def test_a_wide_model_is_judged_by_its_reduced_size(monkeypatch):
+    rng = np.random.default_rng(6)
+    wide = lipsdp(chain_of([rng.standard_normal((3, 200)), rng.standard_normal((1, 3))], -0.5, 1.0))
+    assert wide.sizes().coefficients > 100_000
+    monkeypatch.setattr(program_module, "MAX_COEFFICIENTS", 100_000)
+    assert too_large(wide) is not None
+    assert too_large(prepare(wide).model) is None
+    for name in ("clarabel", "scs"):
+        assert backend(name).refuses(wide) is None
+    assert optimum(wide) > 0.0
+
+
 def test_the_same_statement_gives_the_same_program():
     programs = [cone_program(prepare(stated(random_system("skips", 3), "inf", "1")).model) for _ in range(4)]
     for other in programs[1:]:

@@ -253,6 +253,14 @@ def test_an_output_weight_of_zero_beside_a_direct_path():
             assert found.bound == pytest.approx(expected, rel=1e-6)
 
 
+def test_an_output_that_reads_nothing_is_an_error():
+    from lipmodel.model.forms import LinearForm
+
+    system = replace(random_system("chain", 0), output=LinearForm(size=2, blocks={}, role="output"))
+    with pytest.raises(ValueError, match="the network is constant"):
+        prove(float_system(system), "2", "2")
+
+
 def test_a_network_that_is_zero_has_a_tiny_bound():
     system = chain_of([np.zeros((3, 2)), np.ones((2, 3))])
     found = prove(float_system(system), "2", "2")

@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from random_networks import FIXED, Chain, Phi, Plan, exceeds, formal_constant
 from soundness_checks import formal_of
 
@@ -363,6 +365,45 @@ def test_repeated_keys_in_the_text(samples: dict[str, Sample], name: str) -> Non
         json.loads(text)
         with pytest.raises(lm.Refuted, match="twice"):
             lm.verify(samples[name].network, text)
+
+
+def test_another_choice_of_graph_input(tmp_path: Path) -> None:
+    """A file with two inputs: a certificate about one is none about the other, and remembers which it is about."""
+    path = tmp_path / "two.onnx"
+    nodes = [
+        helper.make_node("Gemm", ["a", "w"], ["h"], name="first"),
+        helper.make_node("Gemm", ["b", "v"], ["k"], name="second"),
+        helper.make_node("Add", ["h", "k"], ["s"], name="sum"),
+        helper.make_node("Relu", ["s"], ["y"], name="relu"),
+    ]
+    weights = [numpy_helper.from_array(s * np.array([[1.0, 2.0], [3.0, 4.0]]), n) for n, s in (("w", 1.0), ("v", 10.0))]
+    ports = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [1, 2]) for name in "aby"]
+    graph = helper.make_graph(nodes, "two", ports[:2], ports[2:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    networks = {name: lm.load(path, graph_input=name) for name in ("a", "b", "all")}
+    for name, network in networks.items():
+        for given in (network, path):
+            chosen = None if given is network else name
+            result = lm.solve(given, "lipsdp-neuron", graph_input=chosen)
+            text = json.dumps(result.to_json())
+            assert lm.verify(path, text).bound == lm.verify(network, text).bound == result.bound
+            for other in {"a", "b", "all"} - {name}:
+                with pytest.raises(lm.Refuted):
+                    lm.verify(networks[other], text)
+            for wrong in (None, "c", "A", ["a"], [name], ["b", "a"], [], 3, {"a": 1}):
+                changed = replaced(json.loads(text), ("certificate", "network", "graph_input"), wrong)
+                assert judged_as(path, changed), wrong
+    steep = json.loads(json.dumps(lm.solve(networks["a"], "lipsdp-neuron").to_json()))
+    assert judged_as(path, replaced(steep, ("certificate", "network", "graph_input"), "b"))
+
+
+def judged_as(path: Path, data: Any) -> bool:
+    try:
+        lm.verify(path, json.dumps(data))
+    except lm.Refuted:
+        return True
+    return False
 
 
 def test_text_that_is_no_certificate(samples: dict[str, Sample]) -> None:

@@ -33,10 +33,10 @@ from lipmodel.activations.scales import (
     Undecided,
     Unsupported,
     add,
+    constant,
     faster,
     multiply,
     normal,
-    number,
     number_ball,
     number_sign,
     term,
@@ -76,8 +76,8 @@ def tail(expression: Any, variable: Any, threshold: Fraction, order: int = 4) ->
         expansion = _Expansion(variable=variable, threshold=threshold, order=order)
         try:
             return expansion.tail(expansion.expand(sympy.sympify(expression)))
-        except RecursionError:
-            raise Unsupported("an expression nested too deeply") from None
+        except (RecursionError, UsageError) as error:
+            raise Unsupported(f"an expression that cannot be expanded ({error})") from None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,7 +150,7 @@ class _Expansion:
 
     def _expand(self, e: Any) -> Quotient:
         if not e.has(self.variable):
-            return number(e)
+            return constant(e)
         if e == self.variable:
             return Quotient({Scale(Fraction(1)): sympy.Integer(1)}, UNIT)
         if e.is_Add or e.is_Mul:
@@ -162,10 +162,7 @@ class _Expansion:
         if e.is_Pow and e.func is not sympy.exp:
             return self._power(*e.args)
         if isinstance(e, sympy.tanh | sympy.sinh | sympy.cosh):
-            growing, constant, rest = self.split(self.expand(e.args[0]))
-            if growing:
-                return self.expand(e.rewrite(sympy.exp))
-            return self.taylor(e.func, sympy.Dummy("z", real=True), constant, rest)
+            return self.hyperbolic(e)
         rule = _RULES.get(e.func)
         if rule is None:
             raise Unsupported(f"{e.func} has no expansion here")
@@ -198,7 +195,7 @@ class _Expansion:
             if not q.above:
                 raise Unsupported("a division by zero")
             return self._whole_power(normal(q.below, q.above), -n)
-        result = number(sympy.Integer(1))
+        result = constant(sympy.Integer(1))
         for _ in range(n):
             result = multiply(result, q)
         return result
@@ -211,23 +208,23 @@ class _Expansion:
         if exact is None or number_sign(exact) == 0:
             raise Unsupported("an oscillating or vanishing base")
         ratio = multiply(q, term(scale ** Fraction(-1), 1 / exact))
-        return scale, exact, add(ratio, number(sympy.Integer(-1)))
+        return scale, exact, add(ratio, constant(sympy.Integer(-1)))
 
     def split(self, q: Quotient) -> tuple[Terms, Any, Quotient]:
         """(terms that grow, constant, rest that decays) with exact coefficients in the first two."""
         growing: Terms = {}
-        constant = sympy.Integer(0)
+        limit = sympy.Integer(0)
         for _ in range(16):
             if not q.above:
-                return growing, constant, q
+                return growing, limit, q
             scale, _, exact = self.leading(q)
             growth = scale.growth()
             if growth < 0:
-                return growing, constant, q
+                return growing, limit, q
             if exact is None:
                 raise Unsupported("an oscillating argument")
             if growth == 0:
-                constant += exact
+                limit += exact
             else:
                 growing[scale] = growing.get(scale, 0) + exact
             q = add(q, term(scale, -exact))
@@ -237,7 +234,7 @@ class _Expansion:
         """function(centre + rest) for a decaying rest: powers of it up to the order, and Lagrange's remainder."""
         derivative = function(z)
         if not rest.above:
-            return number(derivative.subs(z, centre))
+            return constant(derivative.subs(z, centre))
         bounds = self.tail(rest).bounds
         assert bounds is not None
         coefficients = []
@@ -250,7 +247,7 @@ class _Expansion:
         result = Quotient({ONE: theta}, UNIT)
         rest = self.absorbed(self.shortened(self.series(rest)))
         for coefficient in reversed(coefficients):
-            result = self.absorbed(add(multiply(result, rest), number(coefficient)))
+            result = self.absorbed(add(multiply(result, rest), constant(coefficient)))
         return result
 
     def series(self, q: Quotient) -> Quotient:
@@ -289,17 +286,48 @@ class _Expansion:
     def _concise(self, terms: Terms) -> Terms:
         return {s: self.remainder(self.enclosure(c)) if c.count_ops() > LONGEST else c for s, c in terms.items()}
 
+    def hyperbolic(self, e: Any) -> Quotient:
+        u = e.args[0]
+        q = self.expand(u)
+        growing, limit, rest = self.split(q)
+        if not growing:
+            return self.taylor(e.func, sympy.Dummy("z", real=True), limit, rest)
+        if not isinstance(e, sympy.tanh):
+            return self.expand(e.rewrite(sympy.exp))
+        # With the exponential that decays, 1 - tanh(u)^2 has no difference of equal terms.
+        side = self.sign(q)
+        small = sympy.exp(-2 * side * u)
+        return self.expand(side - 2 * side * small / (1 + small))
+
+    def sign(self, q: Quotient) -> int:
+        """The sign of a quotient on the half-line, Undecided if it is not proved to have one."""
+        coefficient = self.leading(q)[1]
+        if coefficient.contains(0):
+            raise Undecided
+        return 1 if coefficient > 0 else -1
+
     def exponential(self, u: Any) -> Quotient:
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
+        if any(scale.rates for scale in growing):
+            return self.vanishing_exponential(q)
         rates = []
         for scale, coefficient in growing.items():
-            if scale.rates:
-                raise Unsupported("an iterated exponential")
             rates.append((scale.power, coefficient))
         scale = Scale(Fraction(0), tuple(sorted(rates, key=lambda item: item[0], reverse=True)))
         series = self.taylor(sympy.exp, sympy.Dummy("z", real=True), sympy.Integer(0), rest)
-        return multiply(term(scale, sympy.exp(constant)), series)
+        return multiply(term(scale, sympy.exp(limit)), series)
+
+    def vanishing_exponential(self, q: Quotient) -> Quotient:
+        """exp(q) = theta exp(-x^2), 0 < theta < 1, for a q that tends to -inf faster than any power: q <= -x^2."""
+        if self.sign(q) > 0:
+            raise Unsupported("an iterated exponential that grows")
+        scale, coefficient, _ = self.leading(q)
+        square = (Scale(Fraction(2)) * scale ** Fraction(-1)).bound(self.threshold)
+        if not square < coefficient.abs_lower():
+            raise Undecided
+        theta = self.remainder(arb(0).union(arb(1)))
+        return term(Scale(Fraction(0), ((Fraction(2), sympy.Integer(-1)),)), theta)
 
     def logarithm(self, u: Any) -> Quotient:
         scale, leading, rest = self._relative(self.expand(u))
@@ -309,41 +337,37 @@ class _Expansion:
             raise Unsupported(f"log({u}) of what is not positive")
         series = self.taylor(lambda z: sympy.log(1 + z), sympy.Dummy("z", real=True), sympy.Integer(0), rest)
         exact = {Scale(degree): rate for degree, rate in scale.rates}
-        return add(add(Quotient(exact, UNIT), number(sympy.log(leading))), series)
+        return add(add(Quotient(exact, UNIT), constant(sympy.log(leading))), series)
 
     def oscillating(self, function: Callable[[Any], Any], u: Any) -> Quotient:
-        growing, constant, rest = self.split(self.expand(u))
+        growing, limit, rest = self.split(self.expand(u))
         if growing:
             return Quotient({ONE: self.remainder(arb(0, 1))}, UNIT)
-        return self.taylor(function, sympy.Dummy("z", real=True), constant, rest)
+        return self.taylor(function, sympy.Dummy("z", real=True), limit, rest)
 
     def error_function(self, u: Any) -> Quotient:
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
         if not growing:
-            return self.taylor(sympy.erf, sympy.Dummy("z", real=True), constant, rest)
+            return self.taylor(sympy.erf, sympy.Dummy("z", real=True), limit, rest)
+        side = self.sign(q)
         scale, coefficient, _ = self.leading(q)
-        if coefficient.contains(0):
-            raise Undecided
         # erfc(v) = exp(-v^2) / (v sqrt(pi)) * theta with 1 - 1/(2 v^2) < theta < 1 for v > 0.
         smallest = coefficient.abs_lower() / (scale ** Fraction(-1)).bound(self.threshold).upper()
         theta = self.remainder((1 - 1 / (2 * smallest**2)).union(arb(1)))
         factor = multiply(self.expand(sympy.exp(-(u**2))), self._whole_power(q, -1))
         small = multiply(factor, Quotient({ONE: theta / sympy.sqrt(sympy.pi)}, UNIT))
         # For v = -u the factor 1/u carries the sign: erf(u) = -1 - exp(-u^2) / (u sqrt(pi)) * theta.
-        return add(number(sympy.Integer(1 if coefficient > 0 else -1)), multiply(small, number(sympy.Integer(-1))))
+        return add(constant(sympy.Integer(side)), multiply(small, constant(sympy.Integer(-1))))
 
     def arctangent(self, u: Any) -> Quotient:
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
         if not growing:
-            return self.taylor(sympy.atan, sympy.Dummy("z", real=True), constant, rest)
-        positive = self.leading(q)[1]
-        if positive.contains(0):
-            raise Undecided
+            return self.taylor(sympy.atan, sympy.Dummy("z", real=True), limit, rest)
         inverse = self.taylor(sympy.atan, sympy.Dummy("z", real=True), sympy.Integer(0), self._whole_power(q, -1))
-        side = sympy.pi / 2 if positive > 0 else -sympy.pi / 2
-        return add(number(side), multiply(inverse, number(sympy.Integer(-1))))
+        quarter = constant(self.sign(q) * sympy.pi / 2)
+        return add(quarter, multiply(inverse, constant(sympy.Integer(-1))))
 
 
 _RULES: dict[Any, Callable[[_Expansion, Any], Quotient]] = {

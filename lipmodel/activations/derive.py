@@ -225,11 +225,13 @@ def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tupl
     enclosed tightly, or far out.
     """
     far = Fraction(2) ** _FAR
+    near = place(end, side, Fraction(1))
+    size = _magnitude(from_sympy(q, X), near - 1, near + 1)
     t = Fraction(1) if settled is None else settled
     while t <= 2**40:
         try:
             known = approach(q, end, side, t)
-            tight = known.bounds is not None and known.bounds.rad() < (1 + abs(known.bounds)) * _NARROW
+            tight = known.bounds is not None and known.bounds.rad() < (size + abs(known.bounds)) * _NARROW
             if (settled is not None or tight or t >= far) and (known.growth <= 0 or known.sign):
                 return known, t
         except Undecided:

@@ -62,6 +62,8 @@ class Scale:
         x s'(x)/s(x) = power + sum degree rate x^degree must be negative: the top term outweighs the positive ones at
         the threshold, hence beyond it.
         """
+        if self.growth() > 0:
+            raise Unsupported("a bound of a scale that grows")
         r = rational(threshold)
         if self.rates:
             top, rate = self.rates[0]
@@ -104,7 +106,7 @@ def number_sign(number: Any) -> int:
         return 1
     if enclosure < 0:
         return -1
-    if sympy.simplify(number) == 0:
+    if number.count_ops() <= LONGEST and sympy.simplify(number) == 0:
         return 0
     raise Unsupported(f"the sign of {number} could not be decided")
 
@@ -119,6 +121,8 @@ def vanishes(number: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Quotient:
+    """above / below."""
+
     above: Terms
     below: Terms
 
@@ -131,7 +135,7 @@ def faster(a: Scale, b: Scale) -> int:
     return (b * a ** Fraction(-1)).growth()
 
 
-def number(value: Any) -> Quotient:
+def constant(value: Any) -> Quotient:
     return term(ONE, sympy.sympify(value))
 
 
@@ -162,6 +166,8 @@ def normal(above: Terms, below: Terms) -> Quotient:
     if len(below) == 1:
         ((scale, coefficient),) = below.items()
         if not coefficient.free_symbols:
+            if number_sign(coefficient) == 0:
+                raise Unsupported("a division by zero")
             inverse = {scale ** Fraction(-1): 1 / coefficient}
             return Quotient(_product(above, inverse), UNIT)
     return Quotient(above, below)

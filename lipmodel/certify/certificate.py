@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import Refuted
+
+if TYPE_CHECKING:
+    from lipmodel.network.graph import Network
 
 SCHEMA = "lipmodel/certificate/1"
 MAX_REPEATED = 100_000
@@ -84,6 +87,16 @@ def largest_proof(parts: list[tuple[int | None, int | None, dict[str, Any]]], bo
     """The proof of a family: one proof per output row and input column."""
     listed = [{"row": row, "column": column, "proof": proof} for row, column, proof in parts]
     return {"rule": "largest", "members": listed, "bound": bound.hex()}
+
+
+def network_named(network: Network) -> dict[str, Any]:
+    """Which file a network is, and which of its graph inputs and outputs were chosen."""
+    source = network.source
+    chosen = {"graph_input": source.graph_input, "graph_output": source.graph_output}
+    return {
+        "sha256": source.sha256,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
+    }
 
 
 def certificate(

@@ -57,6 +57,7 @@ class _Trial:
     goal: float = math.inf
 
 
+@np.errstate(all="ignore")  # the search is untrusted: what overflows is refused by the proof
 def prove(
     system: FloatSystem,
     p: Norm,
@@ -291,11 +292,12 @@ def _proved(
 
 def unscaled(blocks: Blocks, trial: _Trial, delta: float) -> Multipliers | None:
     """The multipliers of the network itself, the ends widened by delta; None where they leave the range of floats."""
+    # (g, t, s) -> (c g, c t, s / c) changes nothing; c = 2^out keeps the numbers in the middle of the range
+    out = int(np.log2(blocks.scale_out))
     with np.errstate(over="ignore", under="ignore"):
-        t = tuple(x / (c * c) for x, c in zip(trial.t, blocks.scale[1:], strict=True))
-        g = trial.g * (1.0 + delta)
-        s = trial.s * (1.0 + delta) * blocks.scale_out * blocks.scale_out
-    # (g, t, s) -> (c g, c t, s / c) changes nothing: use it to keep the numbers in the middle of the range.
+        t = tuple(np.ldexp(x, out - 2 * int(np.log2(c))) for x, c in zip(trial.t, blocks.scale[1:], strict=True))
+        g = np.ldexp(trial.g * (1.0 + delta), out)
+        s = np.ldexp(trial.s * (1.0 + delta), out)
     flat = np.concatenate([g, *t])
     if not (np.all(np.isfinite(flat)) and np.all(flat > 0.0) and np.all(s > 0.0) and np.all(np.isfinite(s))):
         return None

@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lipmodel.certify.certificate import SCHEMA, choice, expect_keys, parse, read_float, read_vector
+from lipmodel.certify.certificate import (
+    SCHEMA,
+    choice,
+    expect_keys,
+    network_named,
+    parse,
+    read_float,
+    read_vector,
+)
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
@@ -68,12 +76,16 @@ def verify(network: Any, certificate: Any) -> Verdict:
         spec = Spec.from_json(claim)
     except UsageError as error:
         raise Refuted(f"certificate.claim: {error}") from None
-    if str(spec.outputs) != claim["outputs"] or claim["domain"] != "global":
-        raise Refuted("certificate.claim: outputs or domain are not in their canonical form")
+    if any(claim[key] != value for key, value in spec.to_json().items()):
+        raise Refuted("certificate.claim: norms, outputs or domain are not in their canonical form")
     net = _network(network, named)
     if named["sha256"] != net.source.sha256:
         raise Refuted(
             f"the certificate is about another network: sha256 {named['sha256']!r}, the file has {net.source.sha256!r}"
+        )
+    if named != network_named(net):
+        raise Refuted(
+            "certificate.network: another graph_input or graph_output is chosen, or not in the canonical form"
         )
     try:
         system = chosen_outputs(increments(net), spec.outputs)

@@ -280,8 +280,8 @@ def chain_of(weights: list[Array], alpha: float = 0.0, beta: float = 1.0) -> Inc
                 signal=signal,
                 pre=pre,
                 post=form,
-                alpha=np.full(signal.size, alpha),
-                beta=np.full(signal.size, beta),
+                alpha=np.full(signal.size, float(alpha)),
+                beta=np.full(signal.size, float(beta)),
             )
         )
         signals.append(signal)

@@ -68,6 +68,8 @@ class LinearMap:
         return self.exact() @ other
 
     def __matmul__(self, other: LinearMap) -> LinearMap:
+        if not isinstance(other, LinearMap):
+            return NotImplemented  # a linear form on the right knows what to do
         return compose(self, other)
 
     def __add__(self, other: LinearMap) -> LinearMap:

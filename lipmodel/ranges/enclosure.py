@@ -15,7 +15,7 @@ import scipy.sparse as sp
 U = 2.0**-53
 """Unit roundoff of binary64."""
 INFLATE = 1.0 + 2.0**-30
-"""Covers the evaluation, in round-to-nearest, of a sum of up to 2^21 nonnegative terms (MATH: Rump 2006)."""
+"""Covers the evaluation, in round-to-nearest, of a sum of up to 2^21 nonnegative terms (Rump 2006, BIT 46:433)."""
 TINY = 2.0**-1000
 """Added per entry of a product for underflow; far below anything a network contains."""
 

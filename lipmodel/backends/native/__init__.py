@@ -45,6 +45,7 @@ class Native:
         return None
 
     def solve(self, model: Model, options: SolveOptions) -> Point:
+        from lipmodel.backends.conic import check_options
         from lipmodel.backends.native.core import solve_chain
 
         chain = _read(model)
@@ -57,7 +58,7 @@ class Native:
                 )
             return None
 
-        limits: dict[str, Any] = dict(options.native)
+        limits = check_options(self.name, options.native, {"max_iterations": 200})
         if options.max_iterations is not None:
             limits["max_iterations"] = options.max_iterations
         found = solve_chain(
