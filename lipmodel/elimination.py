@@ -256,7 +256,11 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
         pre, a, b = blocks.pre[k - 1], blocks.alpha[k - 1], blocks.beta[k - 1]
         gram = -rows[k].pop(k, np.zeros((blocks.sizes[k], blocks.sizes[k])))
         lift = _lift(a, b)
-        tk = _chosen(gram, np.maximum(lift, slack)) if t is None else _raised(gram, t[k - 1], lift, margin)
+        if t is None:
+            tk = _chosen(gram, np.maximum(lift, slack))
+        else:
+            coupling = rows[dual].get(k, np.zeros((m, blocks.sizes[k])))
+            tk = _raised(gram, t[k - 1], lift, margin, np.linalg.norm(coupling, axis=0))
         chol = _cholesky(np.diag(2.0 * tk) - gram)
         if chol is None:
             return None
@@ -303,8 +307,11 @@ def _chosen(gram: Array, lift: Array) -> Array:
     return 0.5 * (level if level > 0.0 else 1.0) * (1.0 + lift)
 
 
-def _raised(gram: Array, t: Array, lift: Array, margin: float) -> Array:
-    """t made large enough that 2 diag(t) - gram is definite; what is missing is guessed from the other neurons."""
+def _raised(gram: Array, t: Array, lift: Array, margin: float, coupling: Array) -> Array:
+    """t made large enough that 2 diag(t) - gram is definite; what is missing is guessed from the other neurons.
+
+    coupling: how strongly every neuron acts on the output, shape (n,); a t that is too small there weighs 1/t.
+    """
     n = gram.shape[0]
     top = float(np.max(np.abs(gram), initial=0.0))
     own = np.maximum(np.diag(gram), 0.0)
@@ -314,7 +321,9 @@ def _raised(gram: Array, t: Array, lift: Array, margin: float) -> Array:
     least = 1e-13 * max(usual, top) or 1.0
     used = given & (own > 0.0)
     ratio = min(float(np.median(t[used] / own[used])), 1e12) if np.any(used) else 0.0
-    missing = np.maximum(own * np.maximum(ratio, 0.5 + 0.5 * np.maximum(lift, 1.0)), least)
+    acting = given & (coupling > 0.0)
+    felt = coupling * float(np.median(t[acting] / coupling[acting])) if np.any(acting) else 0.0 * coupling
+    missing = np.maximum(own * np.maximum(ratio, 0.5 + 0.5 * np.maximum(lift, 1.0)), np.maximum(felt, least))
     t = np.maximum(np.where(given, t, missing), 0.5 * own * (1.0 + 1e-9))
     root = 1.0 / np.sqrt(2.0 * t)
     if not np.any(gram):

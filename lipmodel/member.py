@@ -276,7 +276,7 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
             run.interrupted = True
             run.say("interrupted: proving what there is")
             return Point(values=None, termination="interrupted"), chosen.name
-        except Exception as error:
+        except BaseException as error:  # a panic of a solver written in Rust is no Exception
             run.say(f"{chosen.name} failed ({type(error).__name__}: {error}): proving a closed-form bound")
             return Point(values=None, termination="failed", message=str(error)), chosen.name
 

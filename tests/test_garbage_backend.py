@@ -29,6 +29,10 @@ def net_of(name: str) -> Chain:
     return Chain(weights=weights, biases=(None,) * len(weights), phis=(*phis, None))
 
 
+class Panic(BaseException):
+    """What a panic in a solver written in Rust arrives as."""
+
+
 Answer = Callable[[Any, Any], Any]
 """From a model and options to whatever the backend returns."""
 
@@ -150,6 +154,8 @@ ANSWERS: dict[str, Answer] = {
     "no memory": raising(MemoryError()),
     "recursion": raising(RecursionError()),
     "an interrupt": raising(KeyboardInterrupt()),
+    "a panic": raising(Panic("a Rust panic")),
+    "an exit": raising(SystemExit(0)),
     "arithmetic": raising(ZeroDivisionError("x")),
     "an assertion": raising(AssertionError("x")),
     "lying low": lying(1.0, 1e-6),

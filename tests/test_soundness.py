@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,32 @@ def test_the_checks_see_what_is_wrong() -> None:
             formal = formal_constant(plan, p, q)
             assert formal.value == 0.0 or exceeds(plan, formal, formal.value * (1 - 1e-9), p, q)
             assert not exceeds(plan, formal, formal.value * (1 + 1e-9), p, q)
+
+
+EXPONENTS = (-1060, -1000, -500, -300, -130, -60, 0, 60, 130, 300, 500, 900, 1015)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scales_up_to_the_ends_of_the_float_range(seed: int) -> None:
+    """Layers scaled by powers of two: a bound that is finite is true, in rational arithmetic, and verified."""
+    rng = np.random.default_rng([3, seed])
+    chain = random_chain(rng)
+    weights = [w.astype(np.float64) for w in chain.weights]
+    if seed % 3 == 0:
+        scaled = [np.ldexp(w, rng.integers(-300, 300, size=(len(w), 1))) for w in weights]
+    else:
+        scaled = [np.ldexp(w, int(rng.choice(EXPONENTS))) for w in weights]
+    chain = replace(chain, weights=tuple(np.clip(w, -1e308, 1e308) for w in scaled), biases=(None,) * len(weights))
+    tame = [w / max(float(np.abs(w).max()), 1e-290) for w in scaled]
+    p, q = PAIRS[int(rng.integers(0, 9))]
+    direction = formal_constant(replace(chain, weights=tuple(tame)).plan(), p, q)
+    for formulation, backend in (("product", None), ("geolip", None), ("geolip", "clarabel")):
+        network = chain.network()
+        result = lm.solve(network, formulation, norm=f"{p}:{q}", backend=backend)
+        if np.isfinite(result.bound):
+            assert not exceeds(chain.plan(), direction, result.bound, p, q)
+        assert (result.assurance == "proved") == bool(np.isfinite(result.bound))
+        lm.verify(network, json.dumps(result.to_json()))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -228,7 +228,7 @@ def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tupl
     near = place(end, side, Fraction(1))
     size = _magnitude(from_sympy(q, X), near - 1, near + 1)
     t = Fraction(1) if settled is None else settled
-    while t <= 2**40:
+    while t <= 2 ** (12 if end is None else 40):
         try:
             known = approach(q, end, side, t)
             tight = known.bounds is not None and known.bounds.rad() < (size + abs(known.bounds)) * _NARROW
@@ -239,7 +239,7 @@ def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tupl
         except Unsupported:
             break
         t *= 2
-    return None, max(far, t) if settled is None else settled
+    return None, far if settled is None else settled
 
 
 def _limit(known: Tail | None) -> Limit:
