@@ -104,10 +104,10 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         f"{machine['date']}, {machine['processor']}, one thread, Python {machine['python']}; "
         + ", ".join(f"{k} {v}" for k, v in machine["versions"].items()),
         "",
-        "`solve` and `certify` in seconds; `floors`: solve time in units of one dense potrf + potri of the same order;",
-        "`excess`: of the proved bound over the best one; `faster`: against the best other backend that got within 1e-5.",
+        "`solve`, `certify` in seconds; `floors`: solve time in units of one dense potrf + potri of the same order;",
+        "`excess`: of the proved bound over the best; `faster`: against the best other backend within 1e-5 of it.",
         "",
-        "| network | activations | program | backend | proved bound | excess | solve | certify | floors | faster | ended |",
+        "| network | neurons | program | backend | proved bound | excess | solve | certify | floors | faster | ended |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -108,8 +108,8 @@ class MatrixEnclosure:
         """`dense`, within reason. Raises LipmodelError."""
         if self.is_sparse and self.shape[0] * self.shape[1] > 100_000_000:
             raise LipmodelError(
-                f"a sparse matrix of shape {self.shape} has entries below 2^-480, whose products underflow unseen, and is "
-                "too large to be expanded: rescale the weights of the network"
+                f"a sparse matrix of shape {self.shape} has entries below 2^-480, whose products underflow unseen, and "
+                "is too large to be expanded: rescale the weights of the network"
             )
         return self.dense()
 
