@@ -58,7 +58,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         f"{len({r['network'] for r in done})} networks accepted, {len(rows) - len(done)} refused, "
         f"{sum(1 for r in done if r['defect'])} defects. Bounds are proved and verified in exact arithmetic.",
         "",
-        "| network | activations | program | backend | lower | bound | product / bound | gap | s | verify s | ended | |",
+        "| network | neurons | program | backend | lower | bound | product / bound | gap | s | verify s | ended | |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in done:
