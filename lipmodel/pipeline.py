@@ -25,7 +25,7 @@ from lipmodel.member import Clock, Part, Run, build, product_bound_of, provable,
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, increments
-from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain
+from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain, rounded
 from lipmodel.spec import Spec, norm_pair, parse_domain, parse_outputs
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _parts(system: IncrementSystem, run: Run) -> list[Part]:
         if len(family) > 1:
             named = (("row", member.row), ("column", member.column))
             place = " ".join(f"{axis} {i}" for axis, i in named if i is not None)
-            run.say(f"{number + 1}/{len(family)} {place}: {parts[-1].bound:.6g}")
+            run.say(f"{number + 1}/{len(family)} {place}: {rounded(parts[-1].bound, up=True)}")
     return parts
 
 
@@ -200,7 +200,7 @@ def _overall(
                 bound = max(part.bound for part in parts)
         if other < bound:
             if other < bound * (1.0 - 1e-6):
-                run.say(f"the product bound {other:.6g} is better: it is the one reported")
+                run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
             return other, other_proof, []
     if family:
         proof = largest_proof([(part.member.row, part.member.column, part.proof) for part in parts], bound)

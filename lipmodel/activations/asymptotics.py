@@ -284,7 +284,9 @@ class _Expansion:
         return self.shortened(q)
 
     def _concise(self, terms: Terms) -> Terms:
-        return {s: self.remainder(self.enclosure(c)) if c.count_ops() > LONGEST else c for s, c in terms.items()}
+        limits = {s: LONGEST if c.free_symbols else 4 * LONGEST for s, c in terms.items()}
+        long = {s: c for s, c in terms.items() if c.count_ops() > limits[s]}
+        return terms | {s: self.remainder(self.enclosure(c)) for s, c in long.items()}
 
     def hyperbolic(self, e: Any) -> Quotient:
         u = e.args[0]

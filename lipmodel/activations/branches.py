@@ -338,16 +338,16 @@ def _numerical_zeros(function: Any, left: Cut | None, right: Cut | None) -> list
 def factorings(e: Any) -> Iterator[list[Any]]:
     """Lists of functions of X such that all zeros of a smooth expression without poles are zeros of one in the list.
 
-    Taking a product apart (a polynomial times an exponential, say) keeps each sign decidable on wide intervals. Far out
-    1 - tanh(u)^2 is a difference of equal numbers in any precision, so a second form has exponentials only.
+    Taking a product apart (a polynomial times an exponential, say) keeps each sign decidable on wide intervals. A
+    second form is expanded, so that what cancels is gone, and has exponentials for tanh, because far out 1 -
+    tanh(u)^2 is a difference of equal numbers in any precision.
     """
     if e.count_ops() > 2000:
         yield [e]
         return
     yield _factors(sympy.fraction(sympy.together(e))[0], expand=False)
-    if e.has(sympy.tanh):
-        e = e.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
-        yield _factors(sympy.fraction(sympy.together(e))[0], expand=True)
+    e = e.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
+    yield _factors(sympy.fraction(sympy.together(e))[0], expand=True)
 
 
 def _factors(e: Any, *, expand: bool) -> list[Any]:

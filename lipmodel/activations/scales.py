@@ -16,7 +16,7 @@ from lipmodel.errors import UsageError
 PRECISION = 256
 LONGEST = 80
 """Operations in a constant that is still simplified, and in a coefficient that is still kept exactly."""
-LARGEST = 8_000
+LARGEST = 40_000
 """Work in one product of sums, in terms and operations; beyond, nothing is proved."""
 
 

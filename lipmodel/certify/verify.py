@@ -39,13 +39,17 @@ CLAIM_KEYS = {"semantics", "input_norm", "output_norm", "domain", "outputs", "bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed."""
+    """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed.
+
+    chosen: the graph inputs and outputs that the claim is about, where the certificate chooses some of several.
+    """
 
     bound: float | None
     lower_bound: float | None
     assumptions: tuple[str, ...]
     spec: Spec
     sha256: str
+    chosen: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +59,7 @@ class Verdict:
             "assumptions": list(self.assumptions),
             "spec": self.spec.to_json(),
             "sha256": self.sha256,
+            "chosen": list(self.chosen),
         }
 
 
@@ -99,7 +104,14 @@ def verify(network: Any, certificate: Any) -> Verdict:
     if result is not None:
         check_result(result, data, bound, lower, net)
     texts = tuple(a["statement"] for a in assumptions)
-    return Verdict(bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256)
+    chosen = tuple(
+        f"{axis.replace('_', ' ')} {named[axis] if isinstance(named[axis], str) else ', '.join(named[axis])}"
+        for axis in ("graph_input", "graph_output")
+        if named[axis] is not None
+    )
+    return Verdict(
+        bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256, chosen=chosen
+    )
 
 
 def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:

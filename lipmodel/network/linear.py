@@ -86,6 +86,9 @@ class Dense(LinearMap):
     weights: Array
     radius: Array | None = None
 
+    def __post_init__(self) -> None:
+        _require_binary64(self.weights, self.radius)
+
     @property
     def shape(self) -> tuple[int, int]:
         return (int(self.weights.shape[0]), int(self.weights.shape[1]))
@@ -104,6 +107,9 @@ class Sparse(LinearMap):
     weights: Any
     radius: Any = None
 
+    def __post_init__(self) -> None:
+        _require_binary64(self.weights, self.radius)
+
     @property
     def shape(self) -> tuple[int, int]:
         return (int(self.weights.shape[0]), int(self.weights.shape[1]))
@@ -113,7 +119,8 @@ class Sparse(LinearMap):
         return int(self.weights.nnz)
 
     def enclosure(self) -> MatrixEnclosure:
-        return MatrixEnclosure(center=self.weights, radius=self.radius)
+        radius = None if self.radius is None else _view(self.radius)
+        return MatrixEnclosure(center=_view(self.weights), radius=radius)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,6 +175,9 @@ class Diagonal(LinearMap):
 
     values: Array
     radius: Array | None = None
+
+    def __post_init__(self) -> None:
+        _require_binary64(self.values, self.radius)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -285,6 +295,19 @@ class Sum(LinearMap):
 
     def exact(self) -> ExactMatrix:
         return reduce(lambda a, b: a + b, (t.exact() for t in self.terms))
+
+
+def _require_binary64(*arrays: Any) -> None:
+    """Error bounds are those of binary64: whoever makes a map converts its numbers first. Raises TypeError."""
+    wrong = [a.dtype for a in arrays if a is not None and a.dtype != np.float64]
+    if wrong:
+        raise TypeError(f"a linear map is made of float64 numbers, not {wrong[0]}: convert them exactly first")
+
+
+def _view(m: Any) -> Any:
+    """A sparse matrix of its own over the same (read-only) buffers: rebinding its attributes changes nothing here."""
+    csr = sp.csr_array(m)
+    return sp.csr_array((csr.data, csr.indices, csr.indptr), shape=csr.shape, copy=False)
 
 
 def identity(n: int) -> Selection:

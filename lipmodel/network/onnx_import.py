@@ -64,7 +64,7 @@ class _Import:
 
     @property
     def functions(self) -> frozenset[tuple[str, str]]:
-        return frozenset((f.domain, f.name) for f in self.file.model.functions)
+        return frozenset((onnx_nodes.plain(f.domain), f.name) for f in self.file.model.functions)
 
     def refuse(self, kind: str, where: str, message: str, hint: str = "") -> None:
         self.reasons.append(Reason(kind=kind, where=where, message=message, hint=hint))
@@ -291,7 +291,7 @@ def _name_unsupported(state: _Import, order: list[int]) -> None:
 
 def _handler(state: _Import, proto: Any) -> Handler | None:
     """The handler of a node; functions of the model hide operators."""
-    if (proto.domain, proto.op_type) in state.functions:
+    if (onnx_nodes.plain(proto.domain), proto.op_type) in state.functions:
         return None
     domain = "" if onnx_nodes.is_standard(proto.domain) else proto.domain
     return OPERATORS.get((proto.op_type, domain)) or OPERATORS.get(("*", domain))
