@@ -369,6 +369,9 @@ def cross_check(activation: Activation, expression: Any, params: Mapping[str, fl
             before = None
             continue
         y = float(value)
+        if not math.isfinite(y):
+            before = None
+            continue
         error = 1e-9 * (1 + abs(y))
         enclosure = outward(activation.enclose(arb(x)))
         if not enclosure[0] - error <= y <= enclosure[1] + error:
