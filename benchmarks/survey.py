@@ -1,9 +1,9 @@
 """Every network below a folder: product, lipsdp-neuron (2:2) and geolip (inf:2), proved and verified.
 
-    python -m benchmarks.survey FOLDER [--max-activations 1600] [--time-limit 120] [--only product] [--out benchmarks/results]
+    python -m benchmarks.survey FOLDER [--max-activations 1600] [--time-limit 120] [--only product] [--out FOLDER]
 
-A bound worse than the product bound, a refused certificate or an unexpected error is marked DEFECT. Writes survey.json and
-survey.md; refused networks are listed with the first reason.
+A bound worse than the product bound, a refused certificate or an unexpected error is marked DEFECT. Writes survey.json
+and survey.md; refused networks are listed with the first reason.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "# Survey",
         "",
         f"{len({r['network'] for r in done})} networks accepted, {len(rows) - len(done)} refused, "
-        f"{sum(1 for r in done if r['defect'])} defects. Bounds are proved and were verified in exact arithmetic.",
+        f"{sum(1 for r in done if r['defect'])} defects. Bounds are proved and verified in exact arithmetic.",
         "",
-        "| network | activations | program | backend | lower | bound | product / bound | gap | s | verify s | ended | |",
+        "| network | neurons | program | backend | lower | bound | product / bound | gap | s | verify s | ended | |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in done:
-        if "bound" not in r:
-            lines.append(f"| {r['network']} | {r['activations']} | {r['formulation']} | | | | | | | | | {r['defect']} |")
-            continue
-        lower = "" if r["lower"] is None else f"{r['lower']:.6g}"
-        gap = "" if r["gap"] is None else f"{r['gap']:.0e}"
-        ratio = f"{r['product'] / r['bound']:.3g}" if r["bound"] else ""
-        lines.append(
-            f"| {r['network']} | {r['activations']} | {r['formulation']} {r['norm']} | {r['backend'] or ''} | {lower} "
-            f"| {r['bound']:.8g} | {ratio} | {gap} | {r['seconds']:.2f} | {r['verify']:.2f} | {r['termination']} | {r['defect']} |"
-        )
+        program = f"{r['formulation']} {r['norm']}"
+        cells = [r["network"], r["activations"], program, *[""] * 8, r["defect"]]
+        if "bound" in r:
+            cells[3] = r["backend"] or ""
+            cells[4] = "" if r["lower"] is None else f"{r['lower']:.6g}"
+            cells[5] = f"{r['bound']:.8g}"
+            cells[6] = f"{r['product'] / r['bound']:.3g}" if r["bound"] else ""
+            cells[7] = "" if r["gap"] is None else f"{r['gap']:.0e}"
+            cells[8:11] = [f"{r['seconds']:.2f}", f"{r['verify']:.2f}", r["termination"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "Refused:", ""] + [f"- {r['network']}: {r['refused']}" for r in rows if "refused" in r]
     return "\n".join(lines) + "\n"
 
@@ -90,7 +90,9 @@ def main() -> None:
     for path in sorted(args.folder.rglob("*.onnx")):
         name = str(path.relative_to(args.folder))
         if args.match in name:
-            rows.extend(survey(path, name, args.time_limit, args.max_activations, args.only or [f for f, _ in PROGRAMS]))
+            rows.extend(
+                survey(path, name, args.time_limit, args.max_activations, args.only or [f for f, _ in PROGRAMS])
+            )
             last = rows[-1]
             print(name, last.get("refused") or last.get("bound"), last.get("defect", ""), flush=True)
             args.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import lipmodel as lm
 class LipSDPNeuron(lm.Formulation):
     """LipSDP-Neuron (Fazlyab, Robey, Hassani, Morari & Pappas 2019, arXiv 1906.04893): one multiplier per neuron.
 
-    If rho |x|^2 - |y|^2 - sum t_j q_j(z) >= 0 for all signals, then |y|^2 <= rho |x|^2 on increments, hence L <= sqrt(rho).
+    If rho |x|^2 - |y|^2 - sum t_j q_j(z) >= 0 for all signals, then |y|^2 <= rho |x|^2 on increments: L <= sqrt(rho).
     """
 
     name, norms, default_norm = "lipsdp-neuron", {("2", "2")}, "2"

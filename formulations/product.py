@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import lipmodel as lm
 
 
 class Product(lm.Formulation):
     """The AutoLip rule (Virmaux & Scaman 2018, arXiv 1805.10965) on any graph and for any pair of norms.
 
-    Norms are multiplied along chains and added where branches meet; between layers the best of the norms 1, 2 and inf is
-    taken. Always available, and linear in the size of the network but for the spectral norms.
+    Norms are multiplied along chains and added where branches meet; between layers the best of the norms 1, 2 and inf
+    is taken. Always available, and linear in the size of the network but for the spectral norms.
     """
 
     name, default_norm = "product", "2"
-    norms = {(p, q) for p in lm.NORMS for q in lm.NORMS}
+    norms: ClassVar = {(p, q) for p in lm.NORMS for q in lm.NORMS}
 
     def build(self, system: lm.IncrementSystem, spec: lm.Spec) -> lm.NormExpression:
         bounds = {system.signals[0]: {spec.input_norm: lm.norms.constant(1.0)}}  # bounds[s][r]: of |s|_r / |x|_p

@@ -59,7 +59,7 @@ __all__ = ["__version__", *_PUBLIC, *_MODULES, *_RENAMED]
 if TYPE_CHECKING:
     from lipmodel.activations import Activation as Activation
     from lipmodel.activations import activation as activation
-    from lipmodel.activations import register as register_activation
+    from lipmodel.activations import register as register_activation  # noqa: F401
     from lipmodel.backends import register_backend as register_backend
     from lipmodel.certify.lmi import Multipliers as Multipliers
     from lipmodel.certify.verify import verify as verify
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from lipmodel.errors import UsageError as UsageError
     from lipmodel.formulation import Formulation as Formulation
     from lipmodel.formulation import option as option
-    from lipmodel.model import norm_expression as norms
+    from lipmodel.model import norm_expression as norms  # noqa: F401
     from lipmodel.model import qc as qc
     from lipmodel.model.forms import LinearForm as LinearForm
     from lipmodel.model.forms import QuadraticForm as QuadraticForm

@@ -29,6 +29,10 @@ RULES: tuple[tuple[str, float], ...] = (
 """Rules for the diagonal S of the recursion and their constants, the best ones first."""
 
 
+SMALL = 32
+"""Orders up to which all eigenvalues are found in less time than one is asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
     """The matrices of an increment system, dense, signal 0 the input, signal k the k-th activation's output.
@@ -48,7 +52,12 @@ class Blocks:
 
 
 def scaled_blocks(system: Any) -> Blocks:
-    """The blocks of a `FloatSystem` with every signal scaled to gain of order one, by powers of two (exact)."""
+    """The blocks of a `FloatSystem` with every signal scaled to gain of order one, by powers of two (exact).
+
+    Raises ValueError where the output reads no signal: such a network is constant, and there is nothing to scale.
+    """
+    if not system.output:
+        raise ValueError("the output reads no signal: the network is constant")
     gains = [1.0]
     for pre, alpha, beta in zip(system.pre, system.alpha, system.beta, strict=True):
         slope = float(np.max(np.maximum(np.abs(alpha), np.abs(beta)), initial=0.0))
@@ -117,6 +126,8 @@ def top_eigenvalue(a: Array) -> float:
     if not np.all(np.isfinite(a)):
         return float("inf")
     try:
+        if n <= SMALL:
+            return float(np.linalg.eigvalsh(a)[-1])
         return float(sla.eigh(a, eigvals_only=True, subset_by_index=[n - 1, n - 1], check_finite=False)[0])
     except (np.linalg.LinAlgError, ValueError):
         return float(np.linalg.eigvalsh(a)[-1])  # the subset driver fails on clustered spectra
@@ -138,10 +149,18 @@ def choose_s(gram: Array, rule: str, c: float) -> Array:
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
 def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[Array, ...] | None:
-    """Multipliers t of a closed form: the covariance recursion from Y_0 = diag(start), None where it breaks down.
+    """Multipliers t of a closed form, None where its recursion breaks down; start as in `forward_recursion`."""
+    found = forward_recursion(blocks, rule, c, start)
+    return None if found is None else found[0]
 
-    start: shape (n0,), positive: 1/kappa for the input ball sum kappa_i x_i^2 <= 1; a common factor changes nothing.
-    The invariant is u u' << Y for the increments of every tensor u that inputs of this ball give.
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+def forward_recursion(blocks: Blocks, rule: str, c: float, start: Array) -> tuple[tuple[Array, ...], Array] | None:
+    """The covariance recursion from Y_0 = diag(start): multipliers t, and Y of the output, shape (m, m).
+
+    start: shape (n0,), positive: 1/kappa for the input ball sum kappa_i x_i^2 <= 1; a common factor changes no bound.
+    The invariant is u u' << Y for the increments of every tensor u that inputs of this ball give. None where it breaks
+    down.
     """
     live: list[int] = [0]
     last_use = [0] * len(blocks.sizes)
@@ -178,7 +197,9 @@ def forward_multipliers(blocks: Blocks, rule: str, c: float, start: Array) -> tu
             cov, live = cov[np.ix_(index, index)], keep
         if not np.all(np.isfinite(cov)):
             return None
-    return tuple(1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True))
+    out = np.hstack([blocks.output.get(j, np.zeros((blocks.outputs, blocks.sizes[j]))) for j in live])
+    t = tuple(1.0 / (s * (b - a) ** 2) for s, a, b in zip(scales, blocks.alpha, blocks.beta, strict=True))
+    return t, out @ cov @ out.T
 
 
 def _index_of(live: Sequence[int], keep: Sequence[int], sizes: Sequence[int]) -> Array:
@@ -234,7 +255,12 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
     for k in range(count, 0, -1):
         pre, a, b = blocks.pre[k - 1], blocks.alpha[k - 1], blocks.beta[k - 1]
         gram = -rows[k].pop(k, np.zeros((blocks.sizes[k], blocks.sizes[k])))
-        tk = _chosen(gram, a, b, slack) if t is None else _raised(gram, t[k - 1], margin)
+        lift = _lift(a, b)
+        if t is None:
+            tk = _chosen(gram, np.maximum(lift, slack))
+        else:
+            coupling = rows[dual].get(k, np.zeros((m, blocks.sizes[k])))
+            tk = _raised(gram, t[k - 1], lift, margin, np.linalg.norm(coupling, axis=0))
         chol = _cholesky(np.diag(2.0 * tk) - gram)
         if chol is None:
             return None
@@ -265,28 +291,40 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
     return Reduced(t=tuple(used), ends=ends, inputs=n0) if np.all(np.isfinite(ends)) else None
 
 
-def _chosen(gram: Array, alpha: Array, beta: Array, slack: float) -> Array:
-    """The multipliers of one layer from scratch, 2 diag(t) - gram definite.
+def _lift(alpha: Array, beta: Array) -> Array:
+    """How far above the least feasible t the best t of a neuron is, relative to it.
 
-    With gram = c I and one slope interval, what the layer passes on to v'v is least, c max(alpha^2, beta^2), for
+    With gram = c I and one slope interval, what a layer passes on to v'v is least, c max(alpha^2, beta^2), for
     2 t = c (1 + |alpha + beta| / (beta - alpha)).
     """
-    level = max(top_eigenvalue(gram), 1e-12 * float(np.max(np.abs(gram), initial=0.0)))
     span = np.maximum(beta - alpha, 1e-6 * np.maximum(np.abs(alpha), np.abs(beta)) + 1e-300)
-    lift = np.maximum(np.abs(alpha + beta) / span, slack)
+    return np.asarray(np.abs(alpha + beta) / span)
+
+
+def _chosen(gram: Array, lift: Array) -> Array:
+    """The multipliers of one layer from scratch, 2 diag(t) - gram definite."""
+    level = max(top_eigenvalue(gram), 1e-12 * float(np.max(np.abs(gram), initial=0.0)))
     return 0.5 * (level if level > 0.0 else 1.0) * (1.0 + lift)
 
 
-def _raised(gram: Array, t: Array, margin: float) -> Array:
-    """t made large enough that 2 diag(t) - gram is definite."""
+def _raised(gram: Array, t: Array, lift: Array, margin: float, coupling: Array) -> Array:
+    """t made large enough that 2 diag(t) - gram is definite; what is missing is guessed from the other neurons.
+
+    coupling: how strongly every neuron acts on the output, shape (n,); a t that is too small there weighs 1/t.
+    """
     n = gram.shape[0]
     top = float(np.max(np.abs(gram), initial=0.0))
-    t = np.where(np.isfinite(t) & (t > 0.0), t, 0.0)
+    own = np.maximum(np.diag(gram), 0.0)
+    given = np.isfinite(t) & (t > 0.0)
     # Neurons that feed nothing, or that nothing feeds, may carry any t: the others must not be measured by theirs.
-    usual = float(np.median(t[t > 0.0])) if np.any(t > 0.0) else 0.0
-    missing = 1e-13 * max(usual, top)
-    t = np.where(t > 0.0, t, missing if missing > 0.0 else 1.0)
-    t = np.maximum(t, (1.0 + 1e-9) * np.diag(gram) / 2.0)
+    usual = float(np.median(t[given])) if np.any(given) else 0.0
+    least = 1e-13 * max(usual, top) or 1.0
+    used = given & (own > 0.0)
+    ratio = min(float(np.median(t[used] / own[used])), 1e12) if np.any(used) else 0.0
+    acting = given & (coupling > 0.0)
+    felt = coupling * float(np.median(t[acting] / coupling[acting])) if np.any(acting) else 0.0 * coupling
+    missing = np.maximum(own * np.maximum(ratio, 0.5 + 0.5 * np.maximum(lift, 1.0)), np.maximum(felt, least))
+    t = np.maximum(np.where(given, t, missing), 0.5 * own * (1.0 + 1e-9))
     root = 1.0 / np.sqrt(2.0 * t)
     if not np.any(gram):
         return t
@@ -307,6 +345,25 @@ def path_weights(blocks: Blocks) -> Array:
     weights = np.asarray(sums.get(0, np.zeros(blocks.sizes[0])))
     top = float(weights.max(initial=0.0))
     return np.maximum(weights / top, 1e-9) if 0.0 < top < np.inf else np.ones(blocks.sizes[0])
+
+
+def closed_form_bound(blocks: Blocks, p: str, q: str, *, tied: bool = False) -> float:
+    """The least bound on L_{p->q} that the rules give by themselves, in the scaled output; inf where none does.
+
+    tied: only the rules with one multiplier for a whole layer.
+    """
+    start = np.ones(blocks.sizes[0]) if p == "2" else 1.0 / path_weights(blocks)
+    price = 1.0 if p == "2" else float(np.sum(1.0 / start))
+    least = float("inf")
+    for rule, c in RULES:
+        if tied and rule != "spectral":
+            continue
+        found = forward_recursion(blocks, rule, c, start)
+        if found is not None and np.all(np.isfinite(found[1])):
+            top = top_eigenvalue(found[1])
+            reach = min(blocks.outputs * top, float(np.sum(np.abs(found[1])))) if q == "1" else top
+            least = min(least, float(np.sqrt(price * max(reach, 0.0))))
+    return least
 
 
 def closed_forms(blocks: Blocks, input_norm: str) -> Iterator[tuple[str, tuple[Array, ...]]]:

@@ -74,6 +74,6 @@ class Refuted(LipmodelError):  # noqa: N818
 
 
 class SoundnessError(LipmodelError):
-    """A witnessed lower bound above a proved upper bound: a defect of lipmodel; the message carries what reproduces it."""
+    """A witnessed lower bound above a proved bound: a defect of lipmodel; the message carries what reproduces it."""
 
     exit_code = 70

@@ -1,6 +1,7 @@
 """Families: norm pairs that a formulation lacks, reached by exact reductions of the system.
 
-q = inf is the largest over the output rows, p = 1 the largest over the input columns, margins are one linear output each.
+q = inf is the largest over the output rows, p = 1 the largest over the input columns, margins are one linear output
+each.
 With one output (input) all output (input) norms agree. Nothing is lost.
 """
 
@@ -83,7 +84,7 @@ def members(system: IncrementSystem, spec: Spec, norms: Collection[tuple[str, st
             return [Member(row=r, column=c, norms=pair) for c in column_list for r in row_list]
     pairs = ", ".join(sorted(f"{a}:{b}" for a, b in norms))
     raise UsageError(
-        f"the formulation {name!r} does not reach --norm {p}:{q} for {n} inputs and {m} outputs: it states {pairs}, and "
+        f"the formulation {name!r} does not reach --norm {p}:{q} for {n} inputs and {m} outputs: it has {pairs}, and "
         "single outputs (q = inf, --outputs I, margin:I) and single inputs (p = 1) from those; product has all pairs"
     )
 

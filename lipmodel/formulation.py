@@ -138,7 +138,8 @@ def formulation(value: Any, options: Mapping[str, Any] | None = None) -> Formula
     bad = [pair for pair in cls.norms if not _is_pair(pair)]
     if bad:
         raise UsageError(
-            f"the formulation {cls.__name__} declares the norm pair {bad[0]!r}: write pairs such as ('2', '2') with 1, 2, inf"
+            f"the formulation {cls.__name__} declares the norm pair {bad[0]!r}: "
+            "write pairs such as ('2', '2') with 1, 2, inf"
         )
     return cls(**_checked(cls, options or {}))
 

@@ -7,18 +7,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from lipmodel.backends import backend as find_backend
 from lipmodel.backends import backend_names
 from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
 from lipmodel.certify.certificate import lmi_proof, product_proof
+from lipmodel.certify.extract import extract, sound_point
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
 from lipmodel.families import Member, member_spec, restricted
 from lipmodel.formulation import Formulation
 from lipmodel.model.model import Model
 from lipmodel.model.norm_expression import NormExpression
+from lipmodel.model.terms import Factored
 from lipmodel.network.increments import (
     IncrementSystem,
     dense_entries,
@@ -83,7 +87,10 @@ class Clock:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Run:
-    """How the members of one family are to be solved; `cache` shares their matrices."""
+    """How the members of one family are to be solved; `cache` shares their matrices.
+
+    interrupted: set by the first interrupt of a solver; the members that are left keep their closed-form bound.
+    """
 
     formulation: Formulation
     spec: Spec
@@ -96,6 +103,7 @@ class Run:
     say: Callable[[str], None]
     progress: Callable[[Progress], None] | None
     cache: dict[int, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: float | None) -> Part:
@@ -117,20 +125,30 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     point, used = _point(built, run, time_limit)
     facts: dict[str, Any] = {
         "claim": None if point.objective is None else built.bound_of(point.objective),
-        "lower": None if point.lower is None else built.bound_of(point.lower),
+        "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
         "termination": point.termination,
         "backend": used,
     }
     if point.values is None:
         return _by_multipliers(system, member, run, [], **facts)
-    from lipmodel.certify.extract import extract
-
     multipliers, own = extract(built, system, point.values)
     if own:
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
         if part is not None:
             return part
+    facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
     return _by_multipliers(system, member, run, [(used or run.formulation.name, multipliers)], **facts)
+
+
+def free_multipliers(model: Model) -> bool:
+    """Whether every neuron has a multiplier of its own."""
+    for form in model.matrix_constraints:
+        for term in form.terms:
+            if isinstance(term, Factored) and term.rule is not None and term.rule.kind == "slope":
+                for variable, k in term.weight.coefficients.items():
+                    if variable.size < k.shape[0]:
+                        return False
+    return True
 
 
 def provable(system: IncrementSystem) -> bool:
@@ -144,11 +162,13 @@ def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Mode
         built: Model | Multipliers | NormExpression = formulation.build(system, spec)
     except LipmodelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"the formulation {formulation.name!r} failed in build: {what}{_place(error)}") from error
     if isinstance(built, Model):
         built.check()
+    elif isinstance(built, Multipliers):
+        _check_multipliers(formulation.name, system, built)
     elif not isinstance(built, Multipliers | NormExpression):
         raise UsageError(
             f"the formulation {formulation.name!r} returned {type(built).__name__} from build: "
@@ -157,7 +177,22 @@ def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Mode
     return built
 
 
-def _place(error: Exception) -> str:
+def _check_multipliers(name: str, system: IncrementSystem, given: Multipliers) -> None:
+    """Raises UsageError where multipliers do not fit the system; their values are mended later, whatever they are."""
+    sizes = [("g", given.g, system.input.size), ("s", given.s, system.output.size)]
+    count = len(given.t) if isinstance(given.t, tuple | list) else -1
+    if count != len(system.activations):
+        raise UsageError(
+            f"the multipliers of {name!r} do not fit: t must be a tuple of {len(system.activations)} vectors, one for "
+            "each activation of the system"
+        )
+    sizes += [(f"t of {a.name}", t, a.size) for t, a in zip(given.t, system.activations, strict=True)]
+    for what, vector, size in sizes:
+        if not (isinstance(vector, np.ndarray) and vector.dtype.kind in "fiu" and vector.shape == (size,)):
+            raise UsageError(f"the multipliers of {name!r} do not fit: {what} must be an array of {size} numbers")
+
+
+def _place(error: BaseException) -> str:
     """The line of the user's file that an error comes from, if it is not one of ours."""
     trace, place = error.__traceback__, ""
     while trace is not None:
@@ -171,20 +206,45 @@ def _place(error: Exception) -> str:
 def choose_backend(model: Model) -> tuple[Backend | None, list[tuple[str, str]]]:
     """The first backend that takes the model at its size, and why those before it do not."""
     refusals: list[tuple[str, str]] = []
-    order = max(model.sizes().psd)
+    sizes: dict[bool, int] = {}
     for name in backend_names():
         candidate = find_backend(name, usable=False)
         state = candidate.available()
-        limit = candidate.capabilities.max_order
         if not isinstance(state, Installed):
             refusals.append((name, str(state)))
-        elif (refusal := candidate.refuses(model)) is not None:
+            continue
+        refusal = _refusal(candidate, model)
+        if refusal is not None:
             refusals.append((name, refusal))
-        elif order > limit:
-            refusals.append((name, f"order {order} is above {limit}, its limit unless it is asked for"))
-        else:
+            continue
+        limit, structured = candidate.capabilities.max_order, candidate.capabilities.structured
+        if structured not in sizes:
+            sizes[structured] = _order(model, reduced=not structured)
+        if sizes[structured] <= limit:
             return candidate, refusals
+        refusals.append((name, f"order {sizes[structured]} is above {limit}, its limit unless it is asked for"))
     return None, refusals
+
+
+def _order(model: Model, *, reduced: bool) -> int:
+    """The order of the model's largest matrix inequality, as stated or after the exact reductions."""
+    order = max(model.sizes().psd)
+    if not reduced or order > MAX_ORDER:
+        return order
+    from lipmodel.bridges.scaling import prepare
+
+    try:
+        return max(prepare(model).model.sizes().psd)
+    except Exception:  # a model that cannot be reduced is solved as it stands, or not at all
+        return order
+
+
+def _refusal(candidate: Backend, model: Model) -> str | None:
+    """Why a backend does not take a model; one whose own check of it fails does not take it."""
+    try:
+        return candidate.refuses(model)
+    except Exception as error:
+        return f"its check of the model failed ({type(error).__name__}: {error})"
 
 
 def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str | None]:
@@ -197,9 +257,11 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
             run.say(f"no backend takes this model ({why}): closed-form multipliers instead")
             return Point(values=None, termination="closed-form", message=why), None
     else:
-        refusal = chosen.refuses(model)
+        refusal = _refusal(chosen, model)
         if refusal is not None:
             raise UsageError(f"the backend {chosen.name!r} does not take this model: {refusal}")
+    if run.interrupted:
+        return Point(values=None, termination="interrupted"), chosen.name
     if time_limit is not None and time_limit < 1e-3:
         return Point(values=None, termination="time-limit"), chosen.name
     options = SolveOptions(
@@ -207,13 +269,14 @@ def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str
     )
     with run.clock.stage("solve"):
         try:
-            return chosen.solve(model, options), chosen.name
+            return sound_point(model, chosen.solve(model, options)), chosen.name
         except (BackendUnavailable, UsageError):
             raise
         except KeyboardInterrupt:
+            run.interrupted = True
             run.say("interrupted: proving what there is")
             return Point(values=None, termination="interrupted"), chosen.name
-        except Exception as error:
+        except BaseException as error:  # a panic of a solver written in Rust is no Exception
             run.say(f"{chosen.name} failed ({type(error).__name__}: {error}): proving a closed-form bound")
             return Point(values=None, termination="failed", message=str(error)), chosen.name
 
@@ -239,8 +302,12 @@ def _by_multipliers(
     lower: float | None = None,
     termination: Termination = "closed-form",
     backend: str | None = None,
+    comparison: Literal["doubt", "doubt-tied"] = "doubt",
 ) -> Part:
-    """The best proved bound; closed forms join in unless a solver's optimum was confirmed."""
+    """The best proved bound; closed forms join in unless a solver's optimum was confirmed.
+
+    Confirmed: called optimal, proved to `CONFIRMED`, and no closed form of the same feasible set is better.
+    """
     from lipmodel.certify.kernel import decides_positive_semidefinite, exact_lmi
     from lipmodel.certify.repair import prove
 
@@ -257,9 +324,9 @@ def _by_multipliers(
 
         best = None
         if candidates:
-            best = prove(matrices, p, q, candidates, closed=False, deadline=run.clock.deadline, check=verifiable)
-        claimed = math.inf if claim is None or termination != "optimal" else claim * (1.0 + CONFIRMED)
-        if best is None or (best.bound > claimed or claimed == math.inf):
+            best = prove(matrices, p, q, candidates, closed=comparison, deadline=run.clock.deadline, check=verifiable)
+        claimed = claim * (1.0 + CONFIRMED) if claim is not None and termination == "optimal" else -math.inf
+        if best is None or best.bound > claimed:
             closed = prove(matrices, p, q, (), deadline=run.clock.deadline, check=verifiable)
             if closed is not None and (best is None or closed.bound < best.bound):
                 best = closed

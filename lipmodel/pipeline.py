@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends import backend as find_backend
 from lipmodel.backends.base import Progress, Termination
-from lipmodel.certify.certificate import certificate, largest_proof
+from lipmodel.certify.certificate import certificate, largest_proof, network_named
 from lipmodel.errors import SoundnessError, UsageError
 from lipmodel.families import chosen_outputs, measured, member_spec, members, restricted, row_labels
 from lipmodel.formulation import Formulation
@@ -25,7 +25,7 @@ from lipmodel.member import Clock, Part, Run, build, product_bound_of, provable,
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, increments
-from lipmodel.result import Assurance, OutputBound, Result, Timings, describe
+from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain, rounded
 from lipmodel.spec import Spec, norm_pair, parse_domain, parse_outputs
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def solve(
 
     net: a path to an ONNX file, or a Network. formulation: a name, `FILE.py:CLASS`, a class, an instance, or None to
     choose one. norm: P or P:Q with P, Q among 1, 2, inf (default: the formulation's own). outputs: "all", an index,
-    indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: of the formulation.
+    indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
     assurance: "proved", or "model" to use inequalities that the formulation states by itself.
     Raises UsageError, RefusedInput, BackendUnavailable, SoundnessError.
     """
@@ -105,8 +105,12 @@ def solve(
         parts = _parts(system, run)
         bound, proof, assumptions = _overall(system, parts, run)
         found = _witness(network, request.spec, bound, clock, say) if witness else None
-    named = (_name(graph_input), _name(graph_output))
-    return _result(network, request, parts, bound, proof, assumptions, found, clock, named)
+        if assumptions and found is not None and found.ratio > bound:
+            say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
+            run.assurance = "proved"
+            parts = _parts(system, run)
+            bound, proof, assumptions = _overall(system, parts, run)
+    return _result(network, request, parts, bound, proof, assumptions, found, clock)
 
 
 def make_request(
@@ -178,7 +182,7 @@ def _parts(system: IncrementSystem, run: Run) -> list[Part]:
         if len(family) > 1:
             named = (("row", member.row), ("column", member.column))
             place = " ".join(f"{axis} {i}" for axis, i in named if i is not None)
-            run.say(f"{number + 1}/{len(family)} {place}: {parts[-1].bound:.6g}")
+            run.say(f"{number + 1}/{len(family)} {place}: {rounded(parts[-1].bound, up=True)}")
     return parts
 
 
@@ -196,7 +200,7 @@ def _overall(
                 bound = max(part.bound for part in parts)
         if other < bound:
             if other < bound * (1.0 - 1e-6):
-                run.say(f"the product bound {other:.6g} is better: it is the one reported")
+                run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
             return other, other_proof, []
     if family:
         proof = largest_proof([(part.member.row, part.member.column, part.proof) for part in parts], bound)
@@ -237,7 +241,6 @@ def _result(
     assumptions: list[dict[str, Any]],
     found: Witness | None,
     clock: Clock,
-    named: tuple[Any, Any],
 ) -> Result:
     spec = request.spec
     proved = math.isfinite(bound)
@@ -259,9 +262,9 @@ def _result(
         bounds = {row: max(p.bound for p in parts if p.member.row == row) for row in rows}
         per_output = tuple(OutputBound(output=labels[row], bound=bounds[row], lower_bound=None) for row in rows)
     backends = {p.backend for p in parts if p.backend is not None}
-    formulation = {"name": request.formulation.name, "options": request.formulation.options()}
+    formulation = {"name": request.formulation.name, "options": plain(request.formulation.options())}
     written = certificate(
-        network={"sha256": network.source.sha256, "graph_input": named[0], "graph_output": named[1]},
+        network=network_named(network),
         spec=spec.to_json(),
         formulation=formulation,
         bound=bound if proved else None,
@@ -283,7 +286,7 @@ def _result(
         spec=spec,
         network=describe(network),
         formulation=request.formulation.name,
-        options=request.formulation.options(),
+        options=plain(request.formulation.options()),
         backend=", ".join(sorted(backends)) or None,
         bound=bound if proved else math.inf,
         assurance=assurance,
@@ -296,10 +299,6 @@ def _result(
         certificate=written,
         reason=request.reason,
     )
-
-
-def _name(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 _ORDER: tuple[Termination, ...] = (
@@ -353,7 +352,7 @@ def export(
     header = {
         "network": describe(network),
         "spec": request.spec.to_json(),
-        "formulation": {"name": request.formulation.name, "options": request.formulation.options()},
+        "formulation": {"name": request.formulation.name, "options": plain(request.formulation.options())},
         "member": {"row": member.row, "column": member.column, "norms": list(member.norms)},
     }
     return write_problem(built, path, header)

@@ -137,8 +137,16 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
         """The result from its JSON form. Raises UsageError if it is not one."""
-        if data.get("schema") != SCHEMA:
-            raise UsageError(f"not a lipmodel result: schema {data.get('schema')!r}, expected {SCHEMA!r}")
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if schema != SCHEMA:
+            raise UsageError(f"not a lipmodel result: schema {schema!r}, expected {SCHEMA!r}")
+        try:
+            return cls._read(data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not a lipmodel result: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> Result:
         per = data.get("per_output")
         return cls(
             spec=Spec.from_json(data["spec"]),
@@ -220,6 +228,19 @@ def number(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
         return value
     return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what is not a number, a text, a truth value or made of these becomes its text."""
+    if isinstance(value, bool | str | int | None):
+        return value
+    if isinstance(value, float):
+        return number(float(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value)
 
 
 def _optional(value: Any) -> float | None:

@@ -18,108 +18,33 @@ from functools import cmp_to_key
 from typing import Any
 
 import sympy
-from flint import arb, ctx, fmpq
+from flint import arb, ctx
 
-from lipmodel.activations.balls import rational
 from lipmodel.activations.formula import evaluate_ball
+from lipmodel.activations.scales import (
+    LONGEST,
+    ONE,
+    PRECISION,
+    UNIT,
+    Quotient,
+    Scale,
+    Terms,
+    TooLong,
+    Undecided,
+    Unsupported,
+    add,
+    constant,
+    faster,
+    multiply,
+    normal,
+    number_ball,
+    number_sign,
+    term,
+)
+from lipmodel.errors import UsageError
 
-_PRECISION = 256
 _KEPT = 12
-"""Sums inside Taylor expansions keep this many terms exactly and unite the smaller ones with a remainder."""
-_LARGEST = 400
-
-
-class Undecided(Exception):  # noqa: N818 - neither an error nor a failure
-    """Not proved on this half-line; a larger threshold may help."""
-
-
-class Unsupported(Exception):  # noqa: N818
-    """The expression is outside what this module can rewrite."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """x^power * exp(sum of rate * x^degree), degrees positive and decreasing, rates nonzero real numbers of sympy."""
-
-    power: Fraction = Fraction(0)
-    rates: tuple[tuple[Fraction, Any], ...] = ()
-
-    def __mul__(self, other: Scale) -> Scale:
-        rates: dict[Fraction, Any] = dict(self.rates)
-        for degree, rate in other.rates:
-            rates[degree] = rates.get(degree, sympy.Integer(0)) + rate
-        kept = tuple((d, r) for d, r in sorted(rates.items(), reverse=True) if number_sign(r) != 0)
-        return Scale(self.power + other.power, kept)
-
-    def __pow__(self, exponent: Fraction) -> Scale:
-        factor = sympy.Rational(exponent.numerator, exponent.denominator)
-        return Scale(self.power * exponent, tuple((d, r * factor) for d, r in self.rates if exponent))
-
-    def growth(self) -> int:
-        """1 if it tends to infinity, -1 if to 0, 0 if it is 1."""
-        if self.rates:
-            return number_sign(self.rates[0][1])
-        return (self.power > 0) - (self.power < 0)
-
-    def bound(self, threshold: Fraction) -> arb:
-        """A ball that contains (0, sup] for a decaying scale on x >= threshold; Undecided where it may increase.
-
-        x s'(x)/s(x) = power + sum degree rate x^degree must be negative: the top term outweighs the positive ones at
-        the threshold, hence beyond it.
-        """
-        r = rational(threshold)
-        if self.rates:
-            top, rate = self.rates[0]
-            lower = [(d, number_ball(s) * rational(d)) for d, s in self.rates[1:]] + [
-                (Fraction(0), rational(self.power))
-            ]
-            positive = sum((_power(r, d - top) * c for d, c in lower if not c < 0), arb(0))
-            if not positive < -number_ball(rate) * rational(top):
-                raise Undecided
-        value = _power(r, self.power)
-        for degree, rate in self.rates:
-            value *= (number_ball(rate) * _power(r, degree)).exp()
-        return value.union(arb(0))
-
-
-Terms = dict[Scale, Any]
-"""A finite sum: scale -> coefficient, a sympy expression in remainder symbols."""
-ONE = Scale()
-
-
-def _power(base: arb, exponent: Fraction) -> arb:
-    return base ** fmpq(exponent.numerator, exponent.denominator)
-
-
-def number_ball(number: Any) -> arb:
-    """Enclosure of a real constant of sympy."""
-    try:
-        return evaluate_ball(sympy.sstr(number), {})
-    except Exception as error:
-        raise Unsupported(f"{number} cannot be enclosed") from error
-
-
-def number_sign(number: Any) -> int:
-    """The sign of a real constant of sympy, proved by a ball that excludes zero or by simplification to zero."""
-    if number.is_Rational:
-        return int(number.p > 0) - int(number.p < 0)
-    with ctx.workprec(_PRECISION):
-        enclosure = number_ball(number)
-    if enclosure > 0:
-        return 1
-    if enclosure < 0:
-        return -1
-    if sympy.simplify(number) == 0:
-        return 0
-    raise Unsupported(f"the sign of {number} could not be decided")
-
-
-def vanishes(number: Any) -> bool:
-    """Whether a constant of sympy is proved to be 0."""
-    try:
-        return bool(number.is_number) and number_sign(number) == 0
-    except Unsupported:
-        return False
+"""Terms of a long sum that are kept exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,15 +72,12 @@ def tail(expression: Any, variable: Any, threshold: Fraction, order: int = 4) ->
     variable: a positive symbol; order: the highest power that Taylor expansions keep exactly, so that as many
     cancellations are seen. Raises Undecided where a larger threshold may succeed, Unsupported where none will.
     """
-    with ctx.workprec(_PRECISION):
+    with ctx.workprec(PRECISION):
         expansion = _Expansion(variable=variable, threshold=threshold, order=order)
-        return expansion.tail(expansion.expand(sympy.sympify(expression)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Quotient:
-    above: Terms
-    below: Terms
+        try:
+            return expansion.tail(expansion.expand(sympy.sympify(expression)))
+        except (RecursionError, UsageError) as error:
+            raise Unsupported(f"an expression that cannot be expanded ({error})") from None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,9 +88,9 @@ class _Expansion:
     threshold: Fraction
     order: int
     remainders: dict[str, arb] = field(default_factory=dict)
-    known: dict[Any, _Quotient] = field(default_factory=dict)
+    known: dict[Any, Quotient] = field(default_factory=dict)
 
-    def tail(self, q: _Quotient) -> Tail:
+    def tail(self, q: Quotient) -> Tail:
         if not q.above:
             return Tail(growth=-1, coefficient=arb(0), limit=sympy.Integer(0), bounds=arb(0))
         scale, coefficient, exact = self.leading(q)
@@ -180,7 +102,7 @@ class _Expansion:
         bounds = coefficient * scale.bound(self.threshold)
         return Tail(growth=-1, coefficient=coefficient, limit=sympy.Integer(0), bounds=bounds)
 
-    def leading(self, q: _Quotient) -> tuple[Scale, arb, Any]:
+    def leading(self, q: Quotient) -> tuple[Scale, arb, Any]:
         """(scale, enclosure of q / scale, its exact limit or None) of a quotient that is not identically 0."""
         top, above, exact_above = self._dominant(q.above)
         bottom, below, exact_below = self._dominant(q.below)
@@ -208,7 +130,10 @@ class _Expansion:
         return best, total, exact
 
     def enclosure(self, coefficient: Any) -> arb:
-        return evaluate_ball(sympy.sstr(coefficient), self.remainders)
+        try:
+            return evaluate_ball(sympy.sstr(coefficient), self.remainders)
+        except UsageError as error:
+            raise Unsupported(f"{coefficient} cannot be enclosed") from error
 
     def remainder(self, values: arb) -> Any:
         """A new symbol for a function whose values lie in a ball."""
@@ -218,32 +143,38 @@ class _Expansion:
         self.remainders[name] = values
         return sympy.Symbol(name, real=True)
 
-    def expand(self, e: Any) -> _Quotient:
+    def expand(self, e: Any) -> Quotient:
         if e not in self.known:
             self.known[e] = self._expand(e)
         return self.known[e]
 
-    def _expand(self, e: Any) -> _Quotient:
+    def _expand(self, e: Any) -> Quotient:
         if not e.has(self.variable):
-            return _number(e)
+            return constant(e)
         if e == self.variable:
-            return _Quotient({Scale(Fraction(1)): sympy.Integer(1)}, _UNIT)
+            return Quotient({Scale(Fraction(1)): sympy.Integer(1)}, UNIT)
         if e.is_Add or e.is_Mul:
-            combine = _add if e.is_Add else _multiply
+            combine = add if e.is_Add else multiply
             result = self.expand(e.args[0])
             for argument in e.args[1:]:
-                result = combine(result, self.expand(argument))
+                result = self.combined(combine, result, self.expand(argument))
             return result
         if e.is_Pow and e.func is not sympy.exp:
             return self._power(*e.args)
         if isinstance(e, sympy.tanh | sympy.sinh | sympy.cosh):
-            return self.expand(e.rewrite(sympy.exp))
+            return self.hyperbolic(e)
         rule = _RULES.get(e.func)
         if rule is None:
             raise Unsupported(f"{e.func} has no expansion here")
         return rule(self, e.args[0])
 
-    def _power(self, base: Any, exponent: Any) -> _Quotient:
+    def combined(self, combine: Callable[[Quotient, Quotient], Quotient], a: Quotient, b: Quotient) -> Quotient:
+        try:
+            return self.shortened(combine(a, b))
+        except TooLong:
+            return self.absorbed(combine(self.absorbed(self.series(a)), self.absorbed(self.series(b))))
+
+    def _power(self, base: Any, exponent: Any) -> Quotient:
         if exponent.has(self.variable):
             return self.expand(sympy.exp(exponent * sympy.log(base), evaluate=False))
         if not exponent.is_Rational:
@@ -257,53 +188,53 @@ class _Expansion:
         z = sympy.Dummy("z", real=True)
         power = Fraction(int(exponent.p), int(exponent.q))
         series = self.taylor(lambda z: (1 + z) ** exponent, z, sympy.Integer(0), rest)
-        return _multiply(_term(scale**power, leading**exponent), series)
+        return multiply(term(scale**power, leading**exponent), series)
 
-    def _whole_power(self, q: _Quotient, n: int) -> _Quotient:
+    def _whole_power(self, q: Quotient, n: int) -> Quotient:
         if n < 0:
             if not q.above:
                 raise Unsupported("a division by zero")
-            return self._whole_power(_normal(q.below, q.above), -n)
-        result = _number(sympy.Integer(1))
+            return self._whole_power(normal(q.below, q.above), -n)
+        result = constant(sympy.Integer(1))
         for _ in range(n):
-            result = _multiply(result, q)
+            result = multiply(result, q)
         return result
 
-    def _relative(self, q: _Quotient) -> tuple[Scale, Any, _Quotient]:
+    def _relative(self, q: Quotient) -> tuple[Scale, Any, Quotient]:
         """(s, c, r) with q = c s (1 + r), c an exact number and r decaying."""
         if not q.above:
             raise Unsupported("a power or logarithm of zero")
         scale, _, exact = self.leading(q)
         if exact is None or number_sign(exact) == 0:
             raise Unsupported("an oscillating or vanishing base")
-        ratio = _multiply(q, _term(scale ** Fraction(-1), 1 / exact))
-        return scale, exact, _add(ratio, _number(sympy.Integer(-1)))
+        ratio = multiply(q, term(scale ** Fraction(-1), 1 / exact))
+        return scale, exact, add(ratio, constant(sympy.Integer(-1)))
 
-    def split(self, q: _Quotient) -> tuple[Terms, Any, _Quotient]:
+    def split(self, q: Quotient) -> tuple[Terms, Any, Quotient]:
         """(terms that grow, constant, rest that decays) with exact coefficients in the first two."""
         growing: Terms = {}
-        constant = sympy.Integer(0)
+        limit = sympy.Integer(0)
         for _ in range(16):
             if not q.above:
-                return growing, constant, q
+                return growing, limit, q
             scale, _, exact = self.leading(q)
             growth = scale.growth()
             if growth < 0:
-                return growing, constant, q
+                return growing, limit, q
             if exact is None:
                 raise Unsupported("an oscillating argument")
             if growth == 0:
-                constant += exact
+                limit += exact
             else:
                 growing[scale] = growing.get(scale, 0) + exact
-            q = _add(q, _term(scale, -exact))
+            q = add(q, term(scale, -exact))
         raise Unsupported("an argument of too many growing terms")
 
-    def taylor(self, function: Callable[[Any], Any], z: Any, centre: Any, rest: _Quotient) -> _Quotient:
+    def taylor(self, function: Callable[[Any], Any], z: Any, centre: Any, rest: Quotient) -> Quotient:
         """function(centre + rest) for a decaying rest: powers of it up to the order, and Lagrange's remainder."""
         derivative = function(z)
         if not rest.above:
-            return _number(derivative.subs(z, centre))
+            return constant(derivative.subs(z, centre))
         bounds = self.tail(rest).bounds
         assert bounds is not None
         coefficients = []
@@ -313,34 +244,94 @@ class _Expansion:
         range_ = number_ball(centre) + bounds.union(arb(0))
         last = evaluate_ball(sympy.sstr(derivative.xreplace({z: sympy.Symbol("z", real=True)})), {"z": range_})
         theta = self.remainder(last / arb(int(sympy.factorial(self.order + 1))))
-        result = _Quotient({ONE: theta}, _UNIT)
-        rest = self.shortened(rest)
+        result = Quotient({ONE: theta}, UNIT)
+        rest = self.absorbed(self.shortened(self.series(rest)))
         for coefficient in reversed(coefficients):
-            result = self.shortened(_add(_multiply(result, rest), _number(coefficient)))
+            result = self.absorbed(add(multiply(result, rest), constant(coefficient)))
         return result
 
-    def shortened(self, q: _Quotient) -> _Quotient:
-        """The same function; where it has many terms, the smallest are united in one bounded term."""
-        if len(q.above) <= _KEPT or q.below != _UNIT:
+    def series(self, q: Quotient) -> Quotient:
+        """The same function as a sum: its denominator, where it has several terms, in a geometric series."""
+        if q.below == UNIT:
             return q
-        order = sorted(q.above, key=cmp_to_key(_faster))
-        kept = {scale: q.above[scale] for scale in order[:_KEPT]}
-        scale, total, _ = self._dominant({s: q.above[s] for s in order[_KEPT:]})
-        return _add(_Quotient(kept, _UNIT), _term(scale, self.remainder(total)))
+        below = Quotient(q.below, UNIT)
+        scale, leading, rest = self._relative(below)
+        inverse = self.taylor(lambda z: 1 / (1 + z), sympy.Dummy("z", real=True), sympy.Integer(0), rest)
+        factor = multiply(Quotient(q.above, UNIT), term(scale ** Fraction(-1), 1 / leading))
+        return multiply(factor, inverse)
 
-    def exponential(self, u: Any) -> _Quotient:
+    def shortened(self, q: Quotient) -> Quotient:
+        """The same function; where a sum is long its smallest terms are united, and a long coefficient is enclosed."""
+        above, below = self._concise(q.above), self._concise(q.below)
+        if len(above) > _KEPT and below == UNIT:
+            order = sorted(above, key=cmp_to_key(faster))
+            kept = {scale: above[scale] for scale in order[:_KEPT]}
+            scale, total, _ = self._dominant({s: above[s] for s in order[_KEPT:]})
+            return add(Quotient(kept, UNIT), term(scale, self.remainder(total)))
+        return Quotient(above, below)
+
+    def absorbed(self, q: Quotient) -> Quotient:
+        """The same sum; what is smaller than its largest term with a remainder is united with that term."""
+        bounded = [s for s, c in q.above.items() if c.free_symbols]
+        if q.below != UNIT or not bounded:
+            return self.shortened(q)
+        largest = min(bounded, key=cmp_to_key(faster))
+        small = {s: c for s, c in q.above.items() if faster(largest, s) <= 0}
+        if len(small) > 1:
+            scale, total, _ = self._dominant(small)
+            kept = {s: c for s, c in q.above.items() if s not in small}
+            q = add(Quotient(kept, UNIT), term(scale, self.remainder(total)))
+        return self.shortened(q)
+
+    def _concise(self, terms: Terms) -> Terms:
+        limits = {s: LONGEST if c.free_symbols else 4 * LONGEST for s, c in terms.items()}
+        long = {s: c for s, c in terms.items() if c.count_ops() > limits[s]}
+        return terms | {s: self.remainder(self.enclosure(c)) for s, c in long.items()}
+
+    def hyperbolic(self, e: Any) -> Quotient:
+        u = e.args[0]
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
+        if not growing:
+            return self.taylor(e.func, sympy.Dummy("z", real=True), limit, rest)
+        if not isinstance(e, sympy.tanh):
+            return self.expand(e.rewrite(sympy.exp))
+        # With the exponential that decays, 1 - tanh(u)^2 has no difference of equal terms.
+        side = self.sign(q)
+        small = sympy.exp(-2 * side * u)
+        return self.expand(side - 2 * side * small / (1 + small))
+
+    def sign(self, q: Quotient) -> int:
+        """The sign of a quotient on the half-line, Undecided if it is not proved to have one."""
+        coefficient = self.leading(q)[1]
+        if coefficient.contains(0):
+            raise Undecided
+        return 1 if coefficient > 0 else -1
+
+    def exponential(self, u: Any) -> Quotient:
+        q = self.expand(u)
+        growing, limit, rest = self.split(q)
+        if any(scale.rates for scale in growing):
+            return self.vanishing_exponential(q)
         rates = []
         for scale, coefficient in growing.items():
-            if scale.rates:
-                raise Unsupported("an iterated exponential")
             rates.append((scale.power, coefficient))
         scale = Scale(Fraction(0), tuple(sorted(rates, key=lambda item: item[0], reverse=True)))
         series = self.taylor(sympy.exp, sympy.Dummy("z", real=True), sympy.Integer(0), rest)
-        return _multiply(_term(scale, sympy.exp(constant)), series)
+        return multiply(term(scale, sympy.exp(limit)), series)
 
-    def logarithm(self, u: Any) -> _Quotient:
+    def vanishing_exponential(self, q: Quotient) -> Quotient:
+        """exp(q) = theta exp(-x^2), 0 < theta < 1, for a q that tends to -inf faster than any power: q <= -x^2."""
+        if self.sign(q) > 0:
+            raise Unsupported("an iterated exponential that grows")
+        scale, coefficient, _ = self.leading(q)
+        square = (Scale(Fraction(2)) * scale ** Fraction(-1)).bound(self.threshold)
+        if not square < coefficient.abs_lower():
+            raise Undecided
+        theta = self.remainder(arb(0).union(arb(1)))
+        return term(Scale(Fraction(0), ((Fraction(2), sympy.Integer(-1)),)), theta)
+
+    def logarithm(self, u: Any) -> Quotient:
         scale, leading, rest = self._relative(self.expand(u))
         if scale.power:
             raise Unsupported("a logarithm of x")
@@ -348,44 +339,40 @@ class _Expansion:
             raise Unsupported(f"log({u}) of what is not positive")
         series = self.taylor(lambda z: sympy.log(1 + z), sympy.Dummy("z", real=True), sympy.Integer(0), rest)
         exact = {Scale(degree): rate for degree, rate in scale.rates}
-        return _add(_add(_Quotient(exact, _UNIT), _number(sympy.log(leading))), series)
+        return add(add(Quotient(exact, UNIT), constant(sympy.log(leading))), series)
 
-    def oscillating(self, function: Callable[[Any], Any], u: Any) -> _Quotient:
-        growing, constant, rest = self.split(self.expand(u))
+    def oscillating(self, function: Callable[[Any], Any], u: Any) -> Quotient:
+        growing, limit, rest = self.split(self.expand(u))
         if growing:
-            return _Quotient({ONE: self.remainder(arb(0, 1))}, _UNIT)
-        return self.taylor(function, sympy.Dummy("z", real=True), constant, rest)
+            return Quotient({ONE: self.remainder(arb(0, 1))}, UNIT)
+        return self.taylor(function, sympy.Dummy("z", real=True), limit, rest)
 
-    def error_function(self, u: Any) -> _Quotient:
+    def error_function(self, u: Any) -> Quotient:
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
         if not growing:
-            return self.taylor(sympy.erf, sympy.Dummy("z", real=True), constant, rest)
+            return self.taylor(sympy.erf, sympy.Dummy("z", real=True), limit, rest)
+        side = self.sign(q)
         scale, coefficient, _ = self.leading(q)
-        if coefficient.contains(0):
-            raise Undecided
         # erfc(v) = exp(-v^2) / (v sqrt(pi)) * theta with 1 - 1/(2 v^2) < theta < 1 for v > 0.
         smallest = coefficient.abs_lower() / (scale ** Fraction(-1)).bound(self.threshold).upper()
         theta = self.remainder((1 - 1 / (2 * smallest**2)).union(arb(1)))
-        factor = _multiply(self.expand(sympy.exp(-(u**2))), self._whole_power(q, -1))
-        small = _multiply(factor, _Quotient({ONE: theta / sympy.sqrt(sympy.pi)}, _UNIT))
+        factor = multiply(self.expand(sympy.exp(-(u**2))), self._whole_power(q, -1))
+        small = multiply(factor, Quotient({ONE: theta / sympy.sqrt(sympy.pi)}, UNIT))
         # For v = -u the factor 1/u carries the sign: erf(u) = -1 - exp(-u^2) / (u sqrt(pi)) * theta.
-        return _add(_number(sympy.Integer(1 if coefficient > 0 else -1)), _multiply(small, _number(sympy.Integer(-1))))
+        return add(constant(sympy.Integer(side)), multiply(small, constant(sympy.Integer(-1))))
 
-    def arctangent(self, u: Any) -> _Quotient:
+    def arctangent(self, u: Any) -> Quotient:
         q = self.expand(u)
-        growing, constant, rest = self.split(q)
+        growing, limit, rest = self.split(q)
         if not growing:
-            return self.taylor(sympy.atan, sympy.Dummy("z", real=True), constant, rest)
-        positive = self.leading(q)[1]
-        if positive.contains(0):
-            raise Undecided
+            return self.taylor(sympy.atan, sympy.Dummy("z", real=True), limit, rest)
         inverse = self.taylor(sympy.atan, sympy.Dummy("z", real=True), sympy.Integer(0), self._whole_power(q, -1))
-        side = sympy.pi / 2 if positive > 0 else -sympy.pi / 2
-        return _add(_number(side), _multiply(inverse, _number(sympy.Integer(-1))))
+        quarter = constant(self.sign(q) * sympy.pi / 2)
+        return add(quarter, multiply(inverse, constant(sympy.Integer(-1))))
 
 
-_RULES: dict[Any, Callable[[_Expansion, Any], _Quotient]] = {
+_RULES: dict[Any, Callable[[_Expansion, Any], Quotient]] = {
     sympy.exp: _Expansion.exponential,
     sympy.log: _Expansion.logarithm,
     sympy.sin: lambda x, u: x.oscillating(sympy.sin, u),
@@ -395,53 +382,3 @@ _RULES: dict[Any, Callable[[_Expansion, Any], _Quotient]] = {
     sympy.atan: _Expansion.arctangent,
     sympy.asinh: lambda x, u: x.expand(sympy.log(u + sympy.sqrt(u**2 + 1))),
 }
-
-_UNIT: Terms = {ONE: sympy.Integer(1)}
-
-
-def _faster(a: Scale, b: Scale) -> int:
-    """-1 where a outgrows b."""
-    return (b * a ** Fraction(-1)).growth()
-
-
-def _number(value: Any) -> _Quotient:
-    return _term(ONE, sympy.sympify(value))
-
-
-def _term(scale: Scale, coefficient: Any) -> _Quotient:
-    return _Quotient({scale: coefficient} if coefficient != 0 else {}, _UNIT)
-
-
-def _collected(pairs: Any) -> Terms:
-    sums: dict[Scale, Any] = {}
-    for scale, coefficient in pairs:
-        sums[scale] = sums.get(scale, sympy.Integer(0)) + coefficient
-    expanded = ((scale, sympy.expand(c)) for scale, c in sums.items())
-    return {scale: c for scale, c in expanded if c != 0}
-
-
-def _product(a: Terms, b: Terms) -> Terms:
-    if len(a) * len(b) > _LARGEST:
-        raise Unsupported("an expansion of too many terms")
-    return _collected((s * t, c * d) for s, c in a.items() for t, d in b.items())
-
-
-def _normal(above: Terms, below: Terms) -> _Quotient:
-    """A quotient whose denominator, where it is a single exact term, has moved into the numerator."""
-    if len(below) == 1:
-        ((scale, coefficient),) = below.items()
-        if not coefficient.free_symbols:
-            inverse = {scale ** Fraction(-1): 1 / coefficient}
-            return _Quotient(_product(above, inverse), _UNIT)
-    return _Quotient(above, below)
-
-
-def _multiply(a: _Quotient, b: _Quotient) -> _Quotient:
-    return _normal(_product(a.above, b.above), _product(a.below, b.below))
-
-
-def _add(a: _Quotient, b: _Quotient) -> _Quotient:
-    if a.below == b.below:
-        return _Quotient(_collected([*a.above.items(), *b.above.items()]), a.below)
-    above = [*_product(a.above, b.below).items(), *_product(b.above, a.below).items()]
-    return _normal(_collected(above), _product(a.below, b.below))

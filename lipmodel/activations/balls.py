@@ -29,18 +29,20 @@ def ball(at: tuple[Fraction, Fraction]) -> arb:
 
 def outward(x: arb) -> tuple[float, float]:
     """The tightest doubles around a ball, (-inf, inf) for one that is not finite."""
-    if not x.is_finite():
-        return (-math.inf, math.inf)
     ends = rational_ends(x)
     if ends is not None:
         return (float_down(ends[0]), float_up(ends[1]))
+    if not x.is_finite():
+        return (-math.inf, math.inf)
     low = [int(v) for v in x.lower().man_exp()]
     high = [int(v) for v in x.upper().man_exp()]
     return (_down(low[0], low[1]), 0.0 - _down(-high[0], high[1]))
 
 
 def rational_ends(x: arb) -> tuple[Fraction, Fraction] | None:
-    """The exact ends of a finite ball, whatever the working precision; None where they are too long to write down."""
+    """The exact ends of a ball, whatever the working precision; None if infinite or too long to write down."""
+    if not x.is_finite():
+        return None
     parts = []
     for part in (x.mid(), x.rad()):
         mantissa, exponent = part.man_exp()

@@ -7,7 +7,7 @@ one position, which a single sample point decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -16,9 +16,10 @@ from typing import Any
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_sign, tail, vanishes
+from lipmodel.activations.asymptotics import Tail, tail
 from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Expression, from_sympy
+from lipmodel.activations.scales import Undecided, Unsupported, number_sign, vanishes
 from lipmodel.activations.signs import Cell, Unresolved, merged, simplest, zero_cells
 from lipmodel.errors import NotLipschitz, UsageError
 
@@ -59,15 +60,31 @@ class Branch:
     expression: Any
 
 
+def parsed(expression: Any, params: Iterable[str]) -> Any:
+    """A sympy expression from one or from text, where the names of parameters are symbols whatever else they mean."""
+    try:
+        return sympy.sympify(expression, locals={name: sympy.Symbol(name) for name in params})
+    except (sympy.SympifyError, TypeError, AttributeError, SyntaxError) as error:
+        raise UsageError(f"{expression!r} is not an expression: {error}") from None
+
+
 def prepare(expression: Any, params: Mapping[str, float]) -> Any:
     """The expression in X, with floats and parameters replaced by the rationals they are."""
-    e = sympy.sympify(expression)
+    e = parsed(expression, params)
     free = [s for s in e.free_symbols if s.name not in params]
     if len(free) != 1:
         found = ", ".join(sorted(s.name for s in free)) or "none"
         raise UsageError(f"{e} needs exactly one free symbol, its variable; found: {found} (give parameters by name)")
     values = {s: sympy.Rational(*params[s.name].as_integer_ratio()) for s in e.free_symbols if s.name in params}
+    for symbol in e.free_symbols:
+        for kind in ("positive", "negative", "zero", "integer"):
+            # sympy has already simplified by such an assumption, abs(x) to x for instance.
+            assumed = getattr(symbol, f"is_{kind}")
+            if assumed is not None and (symbol not in values or assumed != getattr(values[symbol], f"is_{kind}")):
+                raise UsageError(f"the symbol {symbol} is declared {kind}={assumed}, but it takes other values too")
     e = e.xreplace({f: sympy.Rational(f) for f in e.atoms(sympy.Float)})
+    if not isinstance(e, sympy.Expr):
+        raise UsageError(f"{e} is not a real function")
     e = e.subs({**values, free[0]: X}, simultaneous=True)
     e = e.replace(
         lambda p: p.is_Pow and not isinstance(p, sympy.exp) and not p.exp.is_Rational,
@@ -208,9 +225,9 @@ def zeros(function: Any, left: Cut | None, right: Cut | None) -> list[Cut]:
         return []
     if function.is_rational_function(X):
         numerator = sympy.Poly(sympy.fraction(sympy.together(function))[0], X)
-        found = _roots(numerator)
+        found = _roots(numerator, function)
         if found is not None:
-            return [c for c in (_cut(r, function) for r in found) if _between(left, c, right)]
+            return [cut for cut in found if _between(left, cut, right)]
     try:
         cells = _numerical_zeros(function, left, right)
     except (Unresolved, Unsupported, UsageError) as error:
@@ -247,30 +264,27 @@ def _single(function: Any, cell: Cell) -> Cell:
     return (point, point) if order else cell
 
 
-def _roots(p: Any) -> list[Any] | None:
-    """The real roots of a polynomial as exact numbers of sympy; None where its coefficients are not rational."""
+def _roots(p: Any, function: Any) -> list[Cut] | None:
+    """The real roots of a polynomial; None where its coefficients are not rational and it is not linear."""
     if p.is_zero:
         return []
     if p.domain.is_QQ or p.domain.is_ZZ:
-        return sorted(set(p.real_roots()))
+        p = p.sqf_part()
+        cells = [cell for cell, _ in p.intervals(eps=_EPSILON)]
+        return [_root_cut(root, cell, function) for root, cell in zip(p.real_roots(), cells, strict=True)]
     if p.degree() == 1:
         slope, intercept = p.all_coeffs()
-        return [-intercept / slope]
+        root = -intercept / slope
+        with ctx.workprec(256):
+            ends = rational_ends(from_sympy(root, X).ball(arb(0)))
+        return None if ends is None else [Cut(at=ends, exact=root, function=function)]
     return None
 
 
-def _cut(root: Any, function: Any) -> Cut:
-    if root.is_Rational:
-        value = Fraction(int(root.p), int(root.q))
-        return Cut(at=(value, value), exact=root, function=function)
-    if isinstance(root, sympy.CRootOf):
-        middle = root.eval_rational(_EPSILON)
-        at = (Fraction(str(middle - _EPSILON)), Fraction(str(middle + _EPSILON)))
-        return Cut(at=at, exact=root, function=function)
-    with ctx.workprec(256):
-        ends = rational_ends(from_sympy(root, X).ball(arb(0)))
-    assert ends is not None
-    return Cut(at=ends, exact=root, function=function)
+def _root_cut(root: Any, cell: tuple[Any, Any], function: Any) -> Cut:
+    ends = (root, root) if root.is_Rational else cell
+    lower, upper = (Fraction(int(e.p), int(e.q)) for e in map(sympy.Rational, ends))
+    return Cut(at=(lower, upper), exact=root, function=function)
 
 
 def _order(a: Cut, b: Cut) -> int:
@@ -324,16 +338,16 @@ def _numerical_zeros(function: Any, left: Cut | None, right: Cut | None) -> list
 def factorings(e: Any) -> Iterator[list[Any]]:
     """Lists of functions of X such that all zeros of a smooth expression without poles are zeros of one in the list.
 
-    Taking a product apart (a polynomial times an exponential, say) keeps each sign decidable on wide intervals. Far out
-    1 - tanh(u)^2 is a difference of equal numbers in any precision, so a second form has exponentials only.
+    Taking a product apart (a polynomial times an exponential, say) keeps each sign decidable on wide intervals. A
+    second form is expanded, so that what cancels is gone, and has exponentials for tanh, because far out 1 -
+    tanh(u)^2 is a difference of equal numbers in any precision.
     """
     if e.count_ops() > 2000:
         yield [e]
         return
     yield _factors(sympy.fraction(sympy.together(e))[0], expand=False)
-    if e.has(sympy.tanh):
-        e = e.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
-        yield _factors(sympy.fraction(sympy.together(e))[0], expand=True)
+    e = e.replace(sympy.tanh, lambda u: 1 - 2 / (sympy.exp(2 * u) + 1))
+    yield _factors(sympy.fraction(sympy.together(e))[0], expand=True)
 
 
 def _factors(e: Any, *, expand: bool) -> list[Any]:
@@ -352,7 +366,7 @@ def _factors(e: Any, *, expand: bool) -> list[Any]:
 
 
 def zeros_in_window(e: Any, lower: Fraction, upper: Fraction) -> list[Cell]:
-    """Cells that contain every zero of a smooth expression without poles in a bounded window; Unresolved if not found."""
+    """Cells that hold every zero of a smooth expression without poles in a bounded window; Unresolved if not found."""
     failure = None
     for factoring in factorings(e):
         try:
@@ -396,7 +410,7 @@ def approach(function: Any, end: Cut | None, side: int, t: Fraction, order: int 
 
 def settle(function: Any, end: Cut | None, side: int) -> tuple[Fraction, Fraction, int] | None:
     """(x, t, sign) such that the function has that constant sign between x and the end; None if none was proved."""
-    for order in (4, 9):
+    for order in (4,) if end is None else (4, 9):
         for exponent in range(13 if end is None else 41):
             t = Fraction(2) ** exponent
             try:

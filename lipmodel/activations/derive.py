@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 from flint import arb, ctx
 
-from lipmodel.activations.asymptotics import Tail, Undecided, Unsupported, number_ball, number_sign
+from lipmodel.activations.asymptotics import Tail
 from lipmodel.activations.balls import outward, rational
 from lipmodel.activations.branches import (
     Branch,
@@ -34,6 +34,7 @@ from lipmodel.activations.branches import (
     zeros_in_window,
 )
 from lipmodel.activations.formula import Affine, Expression, Formula, from_sympy
+from lipmodel.activations.scales import Undecided, Unsupported, number_ball, number_sign
 from lipmodel.activations.shapes import Shape
 from lipmodel.activations.signs import Cell, Unresolved, variation, zero_cells
 from lipmodel.activations.spec import Activation, Joint
@@ -62,12 +63,29 @@ def derive(expression: Any, params: Mapping[str, float], *, name: str) -> Shape:
         leaves = list(branches(prepared))
         if all(leaf.expression is None for leaf in leaves):
             raise UsageError(f"{expression} has no real values")
-        pieces = tuple(_piece(leaf) for leaf in leaves if leaf.expression is not None)
-        return Shape(pieces=pieces, joints=tuple(_joints(prepared, leaves)))
+        joints = tuple(_joints(prepared, leaves))
+        pieces = tuple(_piece(leaf) for leaf in _united_branches(leaves, joints) if leaf.expression is not None)
+        return Shape(pieces=pieces, joints=joints)
     except NotLipschitz as error:
         raise NotLipschitz(f"{name} is refused: {error}") from None
     except (UsageError, Unsupported) as error:
         raise UsageError(f"{name} cannot be derived: {error}") from None
+
+
+def _united_branches(leaves: list[Branch], joints: tuple[Joint, ...]) -> list[Branch]:
+    """The branches, where a switch that changes nothing no longer separates two."""
+    refused = {joint.at for joint in joints}
+    result = [leaves[0]]
+    for leaf in leaves[1:]:
+        last = result[-1]
+        same = leaf.expression is not None and leaf.expression == last.expression
+        if same and leaf.left is not None and leaf.left.at not in refused:
+            formulas = [from_sympy(leaf.expression, X), from_sympy(sympy.diff(leaf.expression, X), X)]
+            if regular(tuple(formulas), leaf.left):
+                result[-1] = Branch(left=last.left, right=leaf.right, expression=leaf.expression)
+                continue
+        result.append(leaf)
+    return result
 
 
 def _piece(branch: Branch) -> Piece:
@@ -84,7 +102,7 @@ def _piece(branch: Branch) -> Piece:
 
 def _simplified(e: Any) -> Any:
     """The same expression, free of X where that is seen by cancelling."""
-    if e.has(X) and e.is_rational_function(X):
+    if e.has(X) and e.count_ops() <= 100 and e.is_rational_function(X):
         reduced = sympy.cancel(e)
         return e if reduced.has(X) else reduced
     return e
@@ -207,11 +225,13 @@ def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tupl
     enclosed tightly, or far out.
     """
     far = Fraction(2) ** _FAR
+    near = place(end, side, Fraction(1))
+    size = _magnitude(from_sympy(q, X), near - 1, near + 1)
     t = Fraction(1) if settled is None else settled
-    while t <= 2**40:
+    while t <= 2 ** (12 if end is None else 40):
         try:
             known = approach(q, end, side, t)
-            tight = known.bounds is not None and known.bounds.rad() < (1 + abs(known.bounds)) * _NARROW
+            tight = known.bounds is not None and known.bounds.rad() < (size + abs(known.bounds)) * _NARROW
             if (settled is not None or tight or t >= far) and (known.growth <= 0 or known.sign):
                 return known, t
         except Undecided:
@@ -219,7 +239,7 @@ def _known(q: Any, end: Cut | None, side: int, settled: Fraction | None) -> tupl
         except Unsupported:
             break
         t *= 2
-    return None, max(far, t) if settled is None else settled
+    return None, far if settled is None else settled
 
 
 def _limit(known: Tail | None) -> Limit:
@@ -238,7 +258,9 @@ def _turns(derivative: Any, smooth: Smooth, lower: Fraction, upper: Fraction, *,
     except Unresolved:
         pass
     try:
-        return _united(_turn(q, dq, cell) for cell in zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper)))
+        return _united_turns(
+            _turn(q, dq, cell) for cell in zero_cells(dq, ddq, lower, upper, _magnitude(q, lower, upper))
+        )
     except Unresolved as error:
         if not slope:
             return [Turn(at=(lower, upper), bounds=_EVERYTHING)]
@@ -250,7 +272,7 @@ def _turn(q: Formula, dq: Formula, cell: Cell) -> Turn:
     return Turn(at=cell, bounds=None if tiny else outward(variation(q, dq, cell)))
 
 
-def _united(turns: Iterable[Turn]) -> list[Turn]:
+def _united_turns(turns: Iterable[Turn]) -> list[Turn]:
     """Touching wide turns united."""
     result: list[Turn] = []
     for turn in turns:
@@ -347,6 +369,9 @@ def cross_check(activation: Activation, expression: Any, params: Mapping[str, fl
             before = None
             continue
         y = float(value)
+        if not math.isfinite(y):
+            before = None
+            continue
         error = 1e-9 * (1 + abs(y))
         enclosure = outward(activation.enclose(arb(x)))
         if not enclosure[0] - error <= y <= enclosure[1] + error:

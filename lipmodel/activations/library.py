@@ -62,9 +62,9 @@ def register(name: str, expression: Any, *, aliases: tuple[str, ...] = (), **par
     with the reason where nothing can be proved. An activation that is Lipschitz on bounded intervals only is
     accepted; its `slopes` then refuses the intervals on which it is not.
     """
-    import sympy
+    from lipmodel.activations.branches import parsed
 
-    expression = sympy.sympify(expression)
+    expression = parsed(expression, params)
     values = _numbers(name, params)
     for given in (name, *aliases):
         if _is_built_in(_key(given)):

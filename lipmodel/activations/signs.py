@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from flint import arb, ctx
 
-from lipmodel.activations.balls import ball, rational
+from lipmodel.activations.balls import ball, rational, rational_ends
 from lipmodel.activations.formula import Formula
 
 Cell = tuple[Fraction, Fraction]
@@ -19,7 +19,8 @@ Cell = tuple[Fraction, Fraction]
 _PRECISION = 320
 _WIDTH = Fraction(1, 2**130)
 _FLAT = Fraction(1, 2**80)
-_BUDGET = 20_000
+_BUDGET = 10_000
+_ISOLATION = 5
 
 
 class Unresolved(Exception):  # noqa: N818 - neither an error nor a failure
@@ -112,33 +113,27 @@ class _Search:
         return False
 
     def _isolate(self, a: Fraction, b: Fraction, slope: int) -> None:
-        """The zero of a function that is strictly monotone on [a, b], by bisection on proved signs."""
+        """The zero of a function that is strictly monotone on [a, b], by interval Newton steps and bisection."""
         if _sign(self.f(rational(a))) == slope or _sign(self.f(rational(b))) == -slope:
             return
-        for step in range(10_000):
-            if b - a <= _width(a):
-                break
-            # A simple rational zero deserves to be found exactly, and is among the first few candidates.
-            candidates = [simplest(a, b)] if step % 16 == 0 and step < 64 else []
-            for middle in (*candidates, (a + b) / 2):
-                sign = _sign(self.f(rational(middle)))
-                if sign == -slope:
-                    a = max(a, middle)
-                elif sign == slope:
-                    b = min(b, middle)
-                elif self.f(rational(middle)) == 0:
-                    self.cells.append((middle, middle))
-                    return
-                else:
-                    # The zero is within the error of an evaluation: enclose it a little wider and stop.
-                    half = _width(middle) / 2
-                    low, high = max(a, middle - half), min(b, middle + half)
-                    if (low == a or _sign(self.f(rational(low))) == -slope) and (
-                        high == b or _sign(self.f(rational(high))) == slope
-                    ):
-                        self.cells.append((low, high))
-                        return
-                    raise Unresolved(middle, "its zero could not be isolated")
+        self.budget -= _ISOLATION
+        while b - a > _width(a):
+            width, middle = b - a, rational((a + b) / 2)
+            value = self.f(middle)
+            if _sign(value) == slope:
+                b = (a + b) / 2
+            elif _sign(value) == -slope:
+                a = (a + b) / 2
+            ends = rational_ends(middle - value / self.df(ball((a, b))))
+            if ends is not None:
+                a, b = max(a, ends[0]), min(b, ends[1])
+            if a > b:
+                return
+            if 2 * (b - a) > width:
+                break  # the zero is within the error of an evaluation
+        simple = simplest(a, b)
+        if self.f(rational(simple)) == 0:
+            a = b = simple
         self.cells.append((a, b))
 
 

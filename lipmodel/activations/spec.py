@@ -242,7 +242,7 @@ def _mended(track: Track, piece: Piece, x: Array) -> Array:
     ends = [(e[0], limit) for e, limit in ((piece.lower, track.left), (piece.upper, track.right)) if e]
     limits = {float(e): limit for e, limit in ends if isinstance(limit, Affine | Expression)}
     with ctx.workprec(192):
-        for index in zip(*np.nonzero(lost), strict=True):
+        for index in map(tuple, np.argwhere(lost)):  # also where x is a single number
             at = float(x[index])
             enclosure = limits[at].ball(arb(0)) if at in limits else track.formula.ball(arb(at))
             if enclosure.is_finite():

@@ -50,9 +50,11 @@ class Task:
         "optimal" is what has a gap within the tolerance, whatever the solver called it.
         """
         values = np.asarray(x, dtype=np.float64)
+        finished = termination in ("optimal", "inaccurate")
         if termination == "failed" or values.shape != (self.program.size,) or not bool(np.all(np.isfinite(values))):
-            return Point(values=None, termination="failed", iterations=iterations, message=message)
-        if termination in ("optimal", "inaccurate"):
+            ended: Termination = "failed" if finished else termination
+            return Point(values=None, termination=ended, iterations=iterations, message=message)
+        if finished:
             gap = abs(objective - lower)
             termination = "optimal" if gap <= self.tol * abs(objective) + SETTLED else "inaccurate"
         return Point(
@@ -83,10 +85,14 @@ def task(model: Model, options: SolveOptions) -> Task:
 
 
 def refusal(model: Model) -> str | None:
-    """Why a solver that needs all coefficients cannot take the model, or None."""
-    from lipmodel.bridges.program import too_large
+    """Why a solver that needs all coefficients cannot take the model, even reduced, or None."""
+    from lipmodel.bridges.program import MAX_COEFFICIENTS, too_large
+    from lipmodel.bridges.scaling import prepare
 
-    return too_large(model)
+    excess = too_large(model)
+    if excess is None or max(model.sizes().psd) ** 2 > MAX_COEFFICIENTS:
+        return excess
+    return too_large(prepare(model).model)
 
 
 def check_options(backend: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ solvers alike have declared the (always feasible) LipSDP inequality infeasible o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 import scipy.linalg as sla
 import scipy.sparse as sp
 
+from lipmodel.elimination import spectral_estimate
 from lipmodel.model.forms import LinearForm, QuadraticForm, Signal
 from lipmodel.model.model import Constraint, Model
 from lipmodel.model.terms import Factored, Term, rescale_expression
 from lipmodel.model.variables import Expression, Variable
-from lipmodel.network.linear import Dense, LinearMap, Selection, Sparse
+from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection, Sparse, compose
 
 Array = np.ndarray[Any, Any]
 MAX_QR = 4_000_000
@@ -169,23 +170,21 @@ def _is_scalar_ball(term: Factored, signal: Signal) -> bool:
     return same
 
 
-def _power_of_two(value: float) -> float:
-    if not np.isfinite(value) or value <= 0.0:
-        return 1.0
-    return float(2.0 ** np.clip(np.round(np.log2(value)), -500, 500))
+def _powers_of_two(values: Any) -> Array:
+    """The powers of two next to positive numbers; one for all others."""
+    x = np.asarray(values, dtype=np.float64)
+    fine = np.isfinite(x) & (x > 0.0)
+    return np.exp2(np.clip(np.round(np.log2(np.where(fine, x, 1.0))), -500, 500))
 
 
 def _scaled_signals(model: Model) -> Model:
-    """Scale every signal by the gain its slope restrictions give it, and the form's constants to order one."""
-    from lipmodel.elimination import spectral_estimate
-
-    gains: dict[Signal, float] = {}
+    """Scale every signal by the gains its slope restrictions give it, and the form's constants to order one."""
+    gains: dict[Signal, Array] = {}
     for form in model.matrix_constraints:
         for term in form.terms:
             if isinstance(term, Factored) and term.rule is not None and term.rule.kind == "slope":
                 own = term.rule.subject.signal
-                reach = sum(spectral_estimate(m) * gains.get(s, 1.0) for s, m in _pre_of(term, own).items())
-                gains[own] = _power_of_two(reach)
+                gains[own] = _gain(term, own, gains)
     scaled = _substituted(model, gains)
     level = 0.0
     for form in scaled.matrix_constraints:
@@ -196,34 +195,42 @@ def _scaled_signals(model: Model) -> Model:
                 level = max(level, float(np.max(np.abs(term.weight.constant) * left * right)) / spread)
     if level <= 0.0:
         return scaled
-    factor = _power_of_two(1.0 / np.sqrt(level))
-    return _substituted(scaled, dict.fromkeys(scaled.signals, factor))
+    factor = _powers_of_two(1.0 / np.sqrt(level))
+    return _substituted(scaled, {s: np.full(s.size, factor) for s in scaled.signals})
 
 
-def _pre_of(term: Factored, own: Signal) -> Mapping[Signal, LinearMap]:
-    """The blocks that the larger of the two slope lines reads (other than the activation's own signal)."""
+def _gain(term: Factored, own: Signal, gains: Mapping[Signal, Array]) -> Array:
+    """The size, per neuron, of an activation's signal where the signals before it have the sizes `gains`."""
     sides = [
-        LinearForm(size=term.size, blocks={s: m for s, m in side.blocks.items() if s is not own})
+        [compose(m, Diagonal(values=gains[s])) if s in gains else m for s, m in side.blocks.items() if s is not own]
         for side in (term.left, term.right)
     ]
-    return max(sides, key=lambda side: float(_row_sizes(side).max(initial=0.0))).blocks
+    rows = np.maximum(*(_row_norms(side, term.size) for side in sides))
+    top = float(rows.max(initial=0.0))
+    rows = np.where(rows > 0.0, rows, top if top > 0.0 else 1.0)
+    shape = Diagonal(values=1.0 / rows)
+    return _powers_of_two(rows * max(sum(spectral_estimate(compose(shape, m)) for m in side) for side in sides))
 
 
 def _row_sizes(form: LinearForm) -> Array:
     """The 2-norm of every row of the form's matrix, shape (size,)."""
-    squares = np.zeros(form.size)
-    for m in form.blocks.values():
+    return _row_norms(form.blocks.values(), form.size)
+
+
+def _row_norms(blocks: Iterable[LinearMap], size: int) -> Array:
+    squares = np.zeros(size)
+    for m in blocks:
         squares += np.asarray((abs(m.enclosure().center) ** 2).sum(axis=1)).ravel()
     return np.sqrt(squares)
 
 
-def _substituted(model: Model, factors: Mapping[Signal, float]) -> Model:
-    """The model with every signal s replaced by factors[s] * s."""
-    if all(factor == 1.0 for factor in factors.values()):
+def _substituted(model: Model, factors: Mapping[Signal, Array]) -> Model:
+    """The model with every signal s replaced by factors[s] * s, entry by entry."""
+    if all(np.all(factor == 1.0) for factor in factors.values()):
         return model
 
     def form(f: LinearForm) -> LinearForm:
-        blocks = {s: _times(m, factors.get(s, 1.0)) for s, m in f.blocks.items()}
+        blocks = {s: _times(m, factors[s]) if s in factors else m for s, m in f.blocks.items()}
         return LinearForm(size=f.size, blocks=blocks, role=f.role)
 
     forms = []
@@ -240,10 +247,12 @@ def _substituted(model: Model, factors: Mapping[Signal, float]) -> Model:
     return _with_forms(model, forms)
 
 
-def _times(m: LinearMap, c: float) -> LinearMap:
-    """c m, expanded: everything after this reads coefficients."""
+def _times(m: LinearMap, c: Array) -> LinearMap:
+    """m diag(c), expanded: everything after this reads coefficients."""
     center = m.enclosure().center
-    return Sparse(weights=sp.csr_array(center * c)) if sp.issparse(center) else Dense(weights=center * c)
+    if sp.issparse(center):
+        return Sparse(weights=sp.csr_array(center @ sp.diags_array(c)))
+    return Dense(weights=center * c)
 
 
 def _scaled_variables(original: Model, model: Model) -> Prepared:
@@ -260,7 +269,7 @@ def _scaled_variables(original: Model, model: Model) -> Prepared:
                 for t in term.triplets():
                     if t.variable is not None:
                         np.maximum.at(largest[t.variable], t.index, np.abs(t.value))
-    factors = {v: np.array([1.0 / _power_of_two(x) if x > 0 else 1.0 for x in top]) for v, top in largest.items()}
+    factors = {v: 1.0 / _powers_of_two(top) for v, top in largest.items()}
     constraints: list[Constraint] = []
     for c in model.constraints:
         if isinstance(c.function, QuadraticForm):

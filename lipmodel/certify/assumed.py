@@ -23,7 +23,7 @@ from lipmodel.certify.kernel import (
     sqrt_up,
 )
 from lipmodel.certify.lmi import ExactSystem, Multipliers, fault
-from lipmodel.errors import Refuted
+from lipmodel.errors import Refuted, UsageError
 from lipmodel.model.terms import Factored, Term
 from lipmodel.network.exact import ExactMatrix
 from lipmodel.network.increments import IncrementSystem, exact_system
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 MAX_ORDER = 1500
 """Order of the inequality beyond which stated terms are not used (they are checked as dense exact matrices)."""
+MAX_TERM = 20_000_000
+"""Entries that the matrix of one listed term may have when it is written out."""
+STATEMENT = (
+    "stated by the formulation: the sum of weight_i left_i(z) right_i(z) over the listed terms is at most 0 for all "
+    "increments z of the network and all values of the vector that is paired with the output"
+)
+"""What a bound under assumptions depends on, in the one wording that a certificate may have."""
 
 
 def prove_assuming(
@@ -47,7 +54,7 @@ def prove_assuming(
     multipliers: Multipliers,
     own: Sequence[Term],
 ) -> tuple[float, dict[str, Any], tuple[dict[str, Any], ...]] | None:
-    """(bound, proof, assumptions) from a solver's point and the stated terms; None where the point does not prove it."""
+    """(bound, proof, assumptions) from a solver's point and the stated terms; None where the point proves nothing."""
     terms = [t for t in own if isinstance(t, Factored)]
     if len(terms) != len(own) or len(model.matrix_constraints) != 1 or system.order > MAX_ORDER:
         return None
@@ -61,11 +68,7 @@ def prove_assuming(
         coupled = isinstance(known, Factored) and known.rule is not None and known.rule.kind == "output-dual"
         if coupled and isinstance(known, Factored) and np.any(known.weight.constant != -2.0):
             return None
-    statement = (
-        f"stated by the formulation {model.name!r}: the sum of weight_i left_i(z) right_i(z) over the listed terms is "
-        "at most 0 for all increments z of the network"
-    )
-    assumption = {"statement": statement, "terms": written}
+    assumption = {"statement": STATEMENT, "terms": written}
     exact = exact_system(system)
     delta = 1e-12
     while delta < 0.1:
@@ -87,7 +90,11 @@ def check_assuming(system: IncrementSystem, multipliers: Multipliers, p: str, q:
     reason = fault(exact, multipliers)
     if reason is not None:
         raise Refuted(f"the multipliers do not fit the network: {reason}")
-    if Fraction(bound) ** 2 < bound_squared(multipliers, p, q):
+    try:
+        needed = bound_squared(multipliers, p, q)
+    except UsageError as error:
+        raise Refuted(str(error)) from error
+    if bound < 0.0 or Fraction(bound) ** 2 < needed:
         raise Refuted(f"the bound {bound!r} is below what its multipliers give")
     if not decides_positive_semidefinite(with_terms(exact, multipliers, terms)):
         raise Refuted("the inequality with the stated terms does not hold for these multipliers")
@@ -108,6 +115,8 @@ def with_terms(system: ExactSystem, multipliers: Multipliers, terms: Any) -> Exa
         where = f"certificate.assumptions.terms[{k}]"
         expect_keys(term, {"weight", "left", "right"}, where)
         weight = read_vector(term["weight"], f"{where}.weight")
+        if len(weight) * sum(sizes) > MAX_TERM:
+            raise Refuted(f"{where}: {len(weight)} products are too many")
         left, right = (_matrices(term[side], len(weight), sizes, f"{where}.{side}") for side in ("left", "right"))
         for i in {*left, *right}:
             for j in {*left, *right}:

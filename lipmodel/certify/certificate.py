@@ -5,8 +5,8 @@
           | {rule: "product", norms, spectral, bound}               the product rule; claimed spectral norms as hints
           | {rule: "largest", members: [{row, column, proof}], bound}   one proof per output row and/or input column
 
-Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite numbers
-are refused. `formulation` is for the reader; no proof depends on it.
+Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite
+numbers are refused. `formulation` is for the reader; no proof depends on it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import Refuted
 
+if TYPE_CHECKING:
+    from lipmodel.network.graph import Network
+
 SCHEMA = "lipmodel/certificate/1"
+MAX_REPEATED = 100_000
+"""Entries that a repeated value may stand for where the network does not say how many there are."""
 Array = np.ndarray[Any, Any]
 
 
@@ -39,13 +44,10 @@ def read_vector(data: Any, where: str, size: int | None = None) -> Array:
         raise Refuted(f"{where}: expected a list of hexadecimal floats")
     if len(data) == 2 and isinstance(data[0], str) and data[0].startswith("*"):
         count = data[0][1:]
-        if (
-            not (count.isascii() and count.isdigit())
-            or int(count) > 50_000_000
-            or (size is not None and int(count) != size)
-        ):
-            raise Refuted(f"{where}: {data[0]!r} is not the expected number of entries ({size})")
-        return np.full(int(count), read_float(data[1], where))
+        number = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else -1
+        if number != size if size is not None else not 0 < number <= MAX_REPEATED:
+            raise Refuted(f"{where}: {data[0][:40]!r} is not the expected number of entries ({size or 'not stated'})")
+        return np.full(number, read_float(data[1], where))
     if size is not None and len(data) != size:
         raise Refuted(f"{where}: {len(data)} entries, expected {size}")
     return np.array([read_float(v, where) for v in data], dtype=np.float64)
@@ -85,6 +87,16 @@ def largest_proof(parts: list[tuple[int | None, int | None, dict[str, Any]]], bo
     """The proof of a family: one proof per output row and input column."""
     listed = [{"row": row, "column": column, "proof": proof} for row, column, proof in parts]
     return {"rule": "largest", "members": listed, "bound": bound.hex()}
+
+
+def network_named(network: Network) -> dict[str, Any]:
+    """Which file a network is, and which of its graph inputs and outputs were chosen."""
+    source = network.source
+    chosen = {"graph_input": source.graph_input, "graph_output": source.graph_output}
+    return {
+        "sha256": source.sha256,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()},
+    }
 
 
 def certificate(

@@ -1,12 +1,14 @@
-"""From a solved model to the multipliers that are certified, and to what it assumed beyond them."""
+"""From what a backend returned to the multipliers that are certified, and to what the model assumed beyond them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from lipmodel.backends.base import Point, Termination
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.model.model import Model
 from lipmodel.model.terms import Factored, Term
@@ -14,6 +16,43 @@ from lipmodel.model.variables import Variable
 from lipmodel.network.increments import IncrementSystem
 
 Array = np.ndarray[Any, Any]
+
+
+def sound_point(model: Model, returned: Any) -> Point:
+    """What a backend returned, reduced to what may be read: whatever else it is, is left out.
+
+    values: float64 vectors for all variables of the model, of their sizes (any numbers), else None. objective, lower:
+    finite, else None. An unknown termination counts as "failed".
+    """
+    terminations: tuple[Termination, ...] = get_args(Termination)
+    said = getattr(returned, "termination", None)
+    return Point(
+        values=_vectors(model, getattr(returned, "values", None)),
+        termination=next((t for t in terminations if isinstance(said, str) and t == said), "failed"),
+        objective=_finite(getattr(returned, "objective", None)),
+        lower=_finite(getattr(returned, "lower", None)),
+        message=str(getattr(returned, "message", "")),
+    )
+
+
+def _vectors(model: Model, values: Any) -> dict[Variable, Array] | None:
+    if not isinstance(values, Mapping):
+        return None
+    vectors: dict[Variable, Array] = {}
+    for variable in model.variables:
+        try:
+            vector = np.asarray(values.get(variable))
+        except (TypeError, ValueError):
+            return None
+        if vector.dtype.kind not in "fiu" or vector.shape != (variable.size,):
+            return None
+        vectors[variable] = vector.astype(np.float64)
+    return vectors
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float | np.floating | np.integer) and math.isfinite(value)
+    return float(value) if number else None
 
 
 def extract(model: Model, system: IncrementSystem, values: Mapping[Variable, Array]) -> tuple[Multipliers, list[Term]]:

@@ -1,8 +1,8 @@
 """From any multipliers to a proved bound: repair, polish, prove.
 
-Nothing here is trusted but the last step: `proves_lmi` decides, in rigorous floating point, whether repaired multipliers
-satisfy the inequality, and the bound is computed from them in rational arithmetic, rounded up. A solver's status, its
-objective and the rounding of everything before play no part.
+Nothing here is trusted but the last step: `proves_lmi` decides, in rigorous floating point, whether repaired
+multipliers satisfy the inequality, and the bound is computed from them in rational arithmetic, rounded up. A solver's
+status, its objective and the rounding of everything before play no part.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
@@ -23,6 +23,7 @@ from lipmodel.elimination import (
     Blocks,
     Reduced,
     backward_sweep,
+    closed_form_bound,
     closed_forms,
     scaled_blocks,
     top_eigenvalue,
@@ -46,30 +47,37 @@ class ProvedMultipliers:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Trial:
+    """Repaired multipliers, in the scaled signals, and the bound that they should give; goal: the one before repair."""
+
     estimate: float
     t: tuple[Array, ...]
     g: Array
     s: Array
     origin: str
+    goal: float = math.inf
 
 
+@np.errstate(all="ignore")  # the search is untrusted: what overflows is refused by the proof
 def prove(
     system: FloatSystem,
     p: Norm,
     q: Norm,
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
-    closed: bool = True,
+    closed: Literal["all", "doubt", "doubt-tied"] = "all",
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
     """The best bound on L_{p->q} that the candidates, and the closed forms, give after repair.
 
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
-    quality; non-finite, negative or missing entries are mended. check: what must accept the multipliers besides the
-    floating-point proof. None where nothing was proved (then a norm bound still is). Repair: block elimination of the
-    inequality from the output back, raising multipliers where a pivot fails; then the least (g, s) by the Schur
-    complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the inequality).
+    quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
+    "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
+    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
+    check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
+    bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
+    fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
+    inequality).
     """
     blocks = scaled_blocks(system)
     best: ProvedMultipliers | None = None
@@ -88,11 +96,16 @@ def prove(
 
     for origin, m in candidates:
         for trial in _all_trials(blocks, m, p, q, origin):
-            if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9):
+            tight = trial.estimate <= trial.goal * (1.0 + 1e-6)
+            if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9) and tight:
                 break
             if best is not None and time.monotonic() > deadline:
                 break
-    if closed and (best is None or time.monotonic() < deadline):
+    wanted = closed == "all" or best is None
+    if not wanted and best is not None:
+        # a solver may be wrong about its optimum: a better point of its own feasible set gives it away
+        wanted = closed_form_bound(blocks, p, q, tied=closed == "doubt-tied") * blocks.scale_out < best.bound
+    if wanted and (best is None or time.monotonic() < deadline):
         trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
         for trial in trials:
             if math.isfinite(attempt(trial)):
@@ -106,14 +119,17 @@ def _all_trials(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, origin: str) -
     if t is None or np.shape(m.g) != (blocks.sizes[0],) or np.shape(m.s) != (blocks.outputs,):
         return
     g, s = _sanitised(m.g), _sanitised(np.asarray(m.s) / blocks.scale_out / blocks.scale_out)
+    goal = _price(g, s, p, q)
     for margin in MARGINS:
         reduced = backward_sweep(blocks, t, margin)
         if reduced is not None:
-            yield from _finish(reduced, p, q, g, s, f"{origin}, margin {margin:g}")
+            for trial in _finish(reduced, p, q, g, s, f"{origin}, margin {margin:g}"):
+                yield replace(trial, goal=goal)
     if all(np.all(x > 0.0) for x in t):
         yield _Trial(estimate=_price(g, s, p, q), t=tuple(t), g=g, s=s, origin=f"{origin}, as it is")
 
 
+@np.errstate(over="ignore")
 def _price(g: Array, s: Array, p: Norm, q: Norm) -> float:
     """The bound that the ends give, in the scaled signals."""
     left = float(g.max() if p == "2" else g.sum())
@@ -130,14 +146,16 @@ def scaled_multipliers(blocks: Blocks, t: Sequence[Array]) -> list[Array] | None
         for x, c in zip(t, blocks.scale[1:], strict=True):
             y = np.asarray(x, dtype=np.float64) * c * c
             scaled.append(np.where(np.isfinite(y) & (y > 0.0), y, 0.0))
-    if scaled and not any(np.any(x > 0.0) for x in scaled):
+    positive = np.concatenate([x[x > 0.0] for x in scaled]) if scaled else np.ones(1)
+    if positive.size == 0:
         return None
-    return scaled
+    # a layer without any multiplier is one that the output does not feel: it must not weigh on those before it
+    return [x if np.any(x > 0.0) else np.full_like(x, 1e-13 * float(np.median(positive))) for x in scaled]
 
 
 def _sanitised(x: Array) -> Array:
     x = np.asarray(x, dtype=np.float64)
-    x = np.where(np.isfinite(x) & (x > 0.0), x, 0.0)
+    x = np.where(np.isfinite(x) & (x > 0.0), np.minimum(x, 1e200), 0.0)
     level = float(x.mean()) if x.size else 0.0
     return np.maximum(x, 1e-9 * level) if level > 0.0 else np.ones_like(x)
 
@@ -161,6 +179,9 @@ def _finish(reduced: Reduced, p: Norm, q: Norm, g: Array, s: Array, origin: str)
     n0 = reduced.inputs
     size = np.sum(np.abs(reduced.ends), axis=1)
     rows_g, rows_s = _sanitised(size[:n0]), _sanitised(size[n0:])
+    # an end that a solver left too small by a little (next to nothing, for a dead output) must not scale up all others
+    least = (1.0 + 1e-6) * np.diag(reduced.ends)
+    g, s = np.maximum(g, least[:n0]), np.maximum(s, least[n0:])
     flat_g, flat_s = np.ones(n0), np.ones(len(s))
     g_first = p == "2" or n0 == 1
     s_first = q == "2" or len(s) == 1
@@ -179,7 +200,10 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
     n0 = reduced.inputs
     rg, rs = 1.0 / np.sqrt(g0), 1.0 / np.sqrt(s0)
     root = np.concatenate([rg, rs])
-    n = root[:, None] * reduced.ends * root
+    with np.errstate(over="ignore", invalid="ignore"):
+        n = root[:, None] * reduced.ends * root
+    if not np.all(np.isfinite(n)):
+        return None
     n00, n10, n11 = n[:n0, :n0], n[n0:, :n0], n[n0:, n0:]
     values, vectors = sla.eigh(n11, check_finite=False)
     turned = vectors.T @ n10
@@ -192,17 +216,21 @@ def _scaled_ends(reduced: Reduced, p: Norm, q: Norm, g0: Array, s0: Array, origi
         return math.inf if np.any(gap <= 0.0) else max(top_of(1.0 / gap), floor)
 
     def log_price(x: float) -> float:
-        return math.log(a_of(math.exp(x))) + x
+        return math.log(a_of(_exp(x))) + x
 
     # without activations any balance of the two ends is as good as any other
     x = _golden(log_price, math.log(least), 60.0, 64 if n0 <= 150 else 44) if reduced.t else 0.0
-    b = math.exp(x)
+    b = _exp(x)
     a = a_of(b)
-    if not (math.isfinite(a) and a > 0.0):
+    if not (math.isfinite(b) and math.isfinite(a) and a > 0.0):
         return None
     g, s = a * g0, b * s0
     price = _price(g, s, p, q)
     return _Trial(estimate=price, t=reduced.t, g=g, s=s, origin=origin) if math.isfinite(price) else None
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700.0 else math.inf
 
 
 def _golden(f: Callable[[float], float], low: float, width: float, steps: int) -> float:
@@ -264,11 +292,12 @@ def _proved(
 
 def unscaled(blocks: Blocks, trial: _Trial, delta: float) -> Multipliers | None:
     """The multipliers of the network itself, the ends widened by delta; None where they leave the range of floats."""
+    # (g, t, s) -> (c g, c t, s / c) changes nothing; c = 2^out keeps the numbers in the middle of the range
+    out = int(np.log2(blocks.scale_out))
     with np.errstate(over="ignore", under="ignore"):
-        t = tuple(x / (c * c) for x, c in zip(trial.t, blocks.scale[1:], strict=True))
-        g = trial.g * (1.0 + delta)
-        s = trial.s * (1.0 + delta) * blocks.scale_out * blocks.scale_out
-    # (g, t, s) -> (c g, c t, s / c) changes nothing: use it to keep the numbers in the middle of the range.
+        t = tuple(np.ldexp(x, out - 2 * int(np.log2(c))) for x, c in zip(trial.t, blocks.scale[1:], strict=True))
+        g = np.ldexp(trial.g * (1.0 + delta), out)
+        s = np.ldexp(trial.s * (1.0 + delta), out)
     flat = np.concatenate([g, *t])
     if not (np.all(np.isfinite(flat)) and np.all(flat > 0.0) and np.all(s > 0.0) and np.all(np.isfinite(s))):
         return None

@@ -1,7 +1,8 @@
-"""What a result says beside its certificate must follow from the certificate and the network; anything else is refused."""
+"""What a result says beside its certificate must follow from the certificate and the network; all else is refused."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -36,13 +37,13 @@ def check_result(
         if said != value or isinstance(said, bool) != isinstance(value, bool):
             raise Refuted(f"the result says {key} = {said!r}, its certificate gives {value!r}")
     assured = {"model" if certificate["assumptions"] else "proved"} if bound is not None else {"none", "numeric"}
-    if result["assurance"] not in assured:
+    if not isinstance(result["assurance"], str) or result["assurance"] not in assured:
         raise Refuted(
             f"the result says assurance {result['assurance']!r}, its certificate gives {' or '.join(assured)}"
         )
     facts = describe(net)
     said = expect_keys(result["network"], set(facts), "result.network")
-    wrong = [key for key, value in facts.items() if key != "path" and said[key] != value]
+    wrong = [key for key, value in facts.items() if key != "path" and _written(said[key]) != _written(value)]
     if wrong:
         raise Refuted(f"the result says network.{wrong[0]} = {said[wrong[0]]!r}, the file has {facts[wrong[0]]!r}")
     _check_rows(result["per_output"], certificate, net)
@@ -60,5 +61,10 @@ def _check_rows(listed: Any, certificate: dict[str, Any], net: Network) -> None:
             rows[member["row"]] = max(value, rows.get(member["row"], 0.0))
     labels = row_labels(parse_outputs(certificate["claim"]["outputs"]), net.output_size)
     expected = [{"output": labels[row], "bound": rows[row], "lower_bound": None} for row in sorted(rows)]
-    if not expected or listed != expected:
+    if not expected or _written(listed) != _written(expected):
         raise Refuted("the result lists bounds per output that its certificate does not prove")
+
+
+def _written(value: Any) -> str:
+    """The JSON form, which tells 1, 1.0 and true apart."""
+    return json.dumps(value, sort_keys=True)

@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lipmodel.certify.certificate import SCHEMA, choice, expect_keys, parse, read_float, read_vector
+from lipmodel.certify.certificate import (
+    SCHEMA,
+    choice,
+    expect_keys,
+    network_named,
+    parse,
+    read_float,
+    read_vector,
+)
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
@@ -31,13 +39,17 @@ CLAIM_KEYS = {"semantics", "input_norm", "output_norm", "domain", "outputs", "bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed."""
+    """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed.
+
+    chosen: the graph inputs and outputs that the claim is about, where the certificate chooses some of several.
+    """
 
     bound: float | None
     lower_bound: float | None
     assumptions: tuple[str, ...]
     spec: Spec
     sha256: str
+    chosen: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +59,7 @@ class Verdict:
             "assumptions": list(self.assumptions),
             "spec": self.spec.to_json(),
             "sha256": self.sha256,
+            "chosen": list(self.chosen),
         }
 
 
@@ -68,12 +81,16 @@ def verify(network: Any, certificate: Any) -> Verdict:
         spec = Spec.from_json(claim)
     except UsageError as error:
         raise Refuted(f"certificate.claim: {error}") from None
-    if str(spec.outputs) != claim["outputs"] or claim["domain"] != "global":
-        raise Refuted("certificate.claim: outputs or domain are not in their canonical form")
+    if any(claim[key] != value for key, value in spec.to_json().items()):
+        raise Refuted("certificate.claim: norms, outputs or domain are not in their canonical form")
     net = _network(network, named)
     if named["sha256"] != net.source.sha256:
         raise Refuted(
             f"the certificate is about another network: sha256 {named['sha256']!r}, the file has {net.source.sha256!r}"
+        )
+    if named != network_named(net):
+        raise Refuted(
+            "certificate.network: another graph_input or graph_output is chosen, or not in the canonical form"
         )
     try:
         system = chosen_outputs(increments(net), spec.outputs)
@@ -87,16 +104,21 @@ def verify(network: Any, certificate: Any) -> Verdict:
     if result is not None:
         check_result(result, data, bound, lower, net)
     texts = tuple(a["statement"] for a in assumptions)
-    return Verdict(bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256)
+    chosen = tuple(
+        f"{axis.replace('_', ' ')} {named[axis] if isinstance(named[axis], str) else ', '.join(named[axis])}"
+        for axis in ("graph_input", "graph_output")
+        if named[axis] is not None
+    )
+    return Verdict(
+        bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256, chosen=chosen
+    )
 
 
 def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The result that the certificate came in, if it did, and the certificate."""
     if isinstance(certificate, Result):
         certificate = certificate.to_json()
-    if isinstance(certificate, str) and certificate.lstrip().startswith("{"):
-        certificate = parse(certificate)
-    elif isinstance(certificate, bytes):
+    if isinstance(certificate, bytes) or (isinstance(certificate, str) and certificate.lstrip().startswith("{")):
         certificate = parse(certificate)
     elif isinstance(certificate, str | os.PathLike):
         try:
@@ -271,10 +293,12 @@ def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
 
 
 def _assumptions(data: Any) -> list[dict[str, Any]]:
+    from lipmodel.certify.assumed import STATEMENT
+
     if not isinstance(data, list):
         raise Refuted("certificate.assumptions: expected a list")
     for k, a in enumerate(data):
         expect_keys(a, {"statement", "terms"}, f"certificate.assumptions[{k}]")
-        if not isinstance(a["statement"], str) or not isinstance(a["terms"], list):
-            raise Refuted(f"certificate.assumptions[{k}]: a statement is a text, and terms are a list")
+        if a["statement"] != STATEMENT or not isinstance(a["terms"], list):
+            raise Refuted(f"certificate.assumptions[{k}]: the statement is not the one that the terms stand for")
     return list(data)

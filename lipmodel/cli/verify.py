@@ -77,10 +77,12 @@ def run(args: argparse.Namespace) -> int:
 
 def verdict_line(verdict: Verdict) -> str:
     """The one-line verdict; digits are rounded away from the bracket, so that what is printed is proved too."""
+    from lipmodel.report.tables import printable
     from lipmodel.result import rounded
 
     p, q = verdict.spec.norms
     outputs = "" if verdict.spec.outputs.kind == "all" else f", outputs {verdict.spec.outputs}"
+    outputs += "".join(f", {printable(choice)}" for choice in verdict.chosen)
     lower = "" if verdict.lower_bound is None else f"{rounded(verdict.lower_bound, up=False)} ≤ "
     upper = "   (no upper bound is claimed)" if verdict.bound is None else f" ≤ {rounded(verdict.bound, up=True)}"
     word = "verified" if not verdict.assumptions else "verified under these assumptions"

@@ -1,9 +1,9 @@
 """Vectors of real numbers enclosed in balls with integer midpoints: exact evaluation of affine maps, fast.
 
-A weight is a binary float, so a matrix of weights is a short sum of integer matrices times powers of two. A long integer
-is a sum of 16-bit limbs. Every product of the two stays below 2^52, hence a floating-point matrix product computes it
-without any rounding, in whatever order it adds (the error-free splitting of Ozaki, Ogita, Oishi and Rump 2012, Numerical
-Algorithms 59:95). Radii are floating-point numbers, rounded up.
+A weight is a binary float, so a matrix of weights is a short sum of integer matrices times powers of two. A long
+integer is a sum of 16-bit limbs. Every sum of products of the two stays below 2^52, hence a floating-point matrix
+product computes it without any rounding, in whatever order it adds (the error-free splitting of Ozaki, Ogita, Oishi and
+Rump 2012, Numerical Algorithms 59:95). Radii are floating-point numbers, rounded up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LONGEST = 640
 class Balls:
     """Reals x with |x - mid * 2^-exponent| <= radius, entry by entry; radius None means equal.
 
-    mid: Python integers, object array of shape (n, c) (one column per point); radius: float64 of the same shape, or None.
+    mid: Python integers, object array of shape (n, c), one column per point; radius: float64 of that shape, or None.
     """
 
     mid: Array
@@ -258,7 +258,7 @@ def ball_map(linear: LinearMap) -> BallMap:
 def split_matrix(center: Any, radius: Any = None) -> IntegerMatrix:
     """The integer parts of a finite float64 matrix, dense or CSR."""
     sparse = sp.issparse(center)
-    matrix = sp.csr_array(center) if sparse else np.asarray(center, dtype=np.float64)
+    matrix: Any = sp.csr_array(center) if sparse else np.asarray(center, dtype=np.float64)
     if sparse:
         matrix.sum_duplicates()
     widest = int(np.max(np.diff(matrix.indptr), initial=1)) if sparse else max(1, int(matrix.shape[1]))

@@ -1,13 +1,14 @@
 """Floating-point derivatives of a network at many points at once: what the search for witness pairs steers by.
 
-Nothing here is a proof. A column is a point; the pre-activations of all scalar nonlinearities ("neurons") are stacked in
-one array in topological order.
+Nothing here is a proof. A column is a point; the pre-activations of all scalar nonlinearities ("neurons") are stacked
+in one array in topological order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +65,8 @@ def stored(center: Any) -> Matrix:
 class Neurons:
     """The nonlinearities of one node.
 
-    The piecewise linear part is f(v) = base v + offset + sum_k jumps[:, k] max(v - breaks[:, k], 0) (unused columns:
-    jump 0 at infinity); `smooth` lists (activation, entries) that replace it.
+    A piecewise linear one is f(v) = base v + offset + sum_k jumps[:, k] max(v - breaks[:, k], 0) (unused columns: jump
+    0 at infinity). `smooth` lists the others as (activation, entries); their slopes may jump at `breaks` as well.
     """
 
     base: Array
@@ -105,21 +106,37 @@ def neurons(op: Elementwise) -> Neurons:
     n = op.size
     lines: list[tuple[Array, Any]] = []
     smooth: list[tuple[Any, Array]] = []
+    kinks: list[tuple[Array, list[tuple[float, float]]]] = []
     for part in op.parts:
-        index = np.asarray(part.index)
-        if part.activation.piecewise_linear:
-            lines.append((index, pieces(part.activation.exact, part.activation.breakpoints, name=part.activation.name)))
+        act, index = part.activation, np.asarray(part.index)
+        if act.piecewise_linear:
+            found = pieces(act.exact, act.breakpoints, name=act.name)
+            lines.append((index, found))
+            jumps_here = [float(b - a) for a, b in pairwise(found.slopes)]
+            kinks.append((index, [(float(b), j) for b, j in zip(found.breaks, jumps_here, strict=True)]))
         else:
-            smooth.append((part.activation, index))
-    most = max([len(p.breaks) for _, p in lines], default=0)
+            smooth.append((act, index))
+            kinks.append((index, _slope_jumps(act)))
+    most = max([len(k) for _, k in kinks], default=0)
     base, offset = np.zeros(n), np.zeros(n)
     breaks, jumps = np.full((n, most), np.inf), np.zeros((n, most))
     for index, p in lines:
         base[index], offset[index] = float(p.slopes[0]), float(p.offsets[0])
-        for k, point in enumerate(p.breaks):
-            breaks[index, k] = float(point)
-            jumps[index, k] = float(p.slopes[k + 1] - p.slopes[k])
+    for index, found_here in kinks:
+        for k, (point, jump) in enumerate(found_here):
+            breaks[index, k], jumps[index, k] = point, jump
     return Neurons(base=base, offset=offset, breaks=breaks, jumps=jumps, smooth=tuple(smooth))
+
+
+def _slope_jumps(activation: Any) -> list[tuple[float, float]]:
+    """Where the derivative of an activation that is not piecewise linear jumps, and by how much."""
+    out = []
+    for point in activation.breakpoints:
+        near = 1e-9 * max(1.0, abs(point))
+        below, above = (float(activation.derivative(point + t)) for t in (-near, near))
+        if np.isfinite(above - below) and abs(above - below) > 1e-6:
+            out.append((point, above - below))
+    return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,7 +155,8 @@ class Node:
 class FloatProgram:
     """A network with chosen output functionals, ready for derivatives; build it with `float_program`.
 
-    inputs, outputs, neurons: sizes; breaks, jumps: (neurons, k) tables of all neurons (see `Neurons`).
+    inputs, outputs, neurons: sizes; breaks, jumps: (neurons, k) tables of all neurons (see `Neurons`); held: mask of
+    inputs that cannot move (derivatives by them are zero), or None.
     """
 
     nodes: tuple[Node, ...]
@@ -149,6 +167,7 @@ class FloatProgram:
     breaks: Array
     jumps: Array
     has_smooth: bool
+    held: Array | None
 
     def forward(self, x: Array) -> Array:
         """Pre-activations at the points x, shape (inputs, k): shape (neurons, k)."""
@@ -164,6 +183,22 @@ class FloatProgram:
         """The second derivative of every smooth neuron, same shape."""
         return self._each(stack, lambda n, v: n.curvatures(v))
 
+    def linearised(self, cell: Array, x: Array) -> Array:
+        """Pre-activations at x if every neuron kept the affine piece that it has at the pre-activations `cell`.
+
+        cell: (neurons, 1); x: (inputs, k); for piecewise linear networks.
+        """
+        slopes = self.slopes(cell)
+        intercepts = self._each(cell, lambda n, v: n.values(v)) - slopes * cell
+        stack = np.empty((self.neurons, x.shape[1]))
+
+        def activate(node: Node, v: Array) -> Array:
+            stack[node.at] = v
+            return np.asarray(slopes[node.at] * v + intercepts[node.at])
+
+        self._run(x, activate, affine=True)
+        return stack
+
     def push(self, slopes: Array, t: Array) -> tuple[Array, Array]:
         """J t and the tangents of all pre-activations, for t of shape (inputs, k) and slopes (neurons, k or 1)."""
         stack = np.empty((self.neurons, t.shape[1]))
@@ -172,7 +207,7 @@ class FloatProgram:
             stack[node.at] = v
             return np.asarray(slopes[node.at] * v)
 
-        y = self._run(t, activate, affine=False)
+        y = self._run(self._free(t), activate, affine=False)
         return (y if self.rows is None else self.rows.mul(y)), stack
 
     def pull(self, slopes: Array, u: Array | None, inject: Array | None = None) -> tuple[Array, Array]:
@@ -210,22 +245,30 @@ class FloatProgram:
                     send(to, c)
             waiting[place] = None
         start = waiting[self._input]
-        return (np.zeros((self.inputs, columns)) if start is None else start), stack
+        return (np.zeros((self.inputs, columns)) if start is None else self._free(start)), stack
 
     def jacobians(self, slopes: Array) -> Array:
-        """The Jacobian at every point: slopes (neurons, k) -> (k, outputs, inputs)."""
+        """The Jacobian at every point: slopes (neurons, k) -> (k, outputs, inputs); zero where it overflows."""
+        out = self._jacobians(slopes)
+        out[~np.all(np.isfinite(out), axis=(1, 2))] = 0.0
+        return out
+
+    def _jacobians(self, slopes: Array) -> Array:
         k = slopes.shape[1]
         if self.inputs <= self.outputs:
 
             def activate(node: Node, v: Array) -> Array:
                 return np.asarray((v.reshape(-1, k, self.inputs) * slopes[node.at, :, None]).reshape(v.shape))
 
-            y = self._run(np.tile(np.eye(self.inputs), (1, k)), activate, affine=False)
+            y = self._run(np.tile(self._free(np.eye(self.inputs)), (1, k)), activate, affine=False)
             y = y if self.rows is None else self.rows.mul(y)
             return np.ascontiguousarray(y.reshape(self.outputs, k, self.inputs).transpose(1, 0, 2))
         u = np.tile(np.eye(self.outputs), (1, k))
         x, _ = self.pull(np.repeat(slopes, self.outputs, axis=1), u)
         return np.ascontiguousarray(x.reshape(self.inputs, k, self.outputs).transpose(1, 2, 0))
+
+    def _free(self, t: Array) -> Array:
+        return t if self.held is None else np.where(self.held[:, None], 0.0, t)
 
     @property
     def _input(self) -> int:
@@ -270,8 +313,8 @@ class FloatProgram:
         return values[-1]
 
 
-def float_program(network: Network, rows: Rows | None = None) -> FloatProgram:
-    """Make a network, or linear functionals of its output, ready for derivatives."""
+def float_program(network: Network, rows: Rows | None = None, held: Array | None = None) -> FloatProgram:
+    """Make a network, or linear functionals of its output, ready for derivatives; held: inputs that cannot move."""
     wanted = {network.output}
     order = network.order()
     for node in reversed(order):
@@ -309,6 +352,7 @@ def float_program(network: Network, rows: Rows | None = None) -> FloatProgram:
         breaks=_stacked([t.breaks for t in tables], most, np.inf),
         jumps=_stacked([t.jumps for t in tables], most, 0.0),
         has_smooth=any(t.smooth for t in tables),
+        held=held if held is not None and bool(np.any(held)) else None,
     )
 
 

@@ -1,10 +1,10 @@
 """Moves of the search for witness pairs: where to go from a point so that the slopes change for the better.
 
-In a cell of a piecewise linear network the Jacobian is constant, so there is no gradient to follow; but for fixed u and v
-the number u'Jv is affine in the slope of each neuron by itself, and what a change of that slope would gain is read off
-the tangents and cotangents at the neuron. A move crosses the hyperplanes of chosen neurons and, as far as it can, leaves
-all others on their sides: the shortest step in the norm in which a neuron counts by the inverse of its distance
-(the metric of Dikin 1967).
+In a cell of a piecewise linear network the Jacobian is constant, so there is no gradient to follow; but for fixed u
+and v the number u'Jv is affine in the slope of each neuron by itself, and what a change of that slope would gain is
+read off the tangents and cotangents at the neuron. A move crosses the hyperplanes of chosen neurons and, as far as it
+can, leaves all others on their sides: the shortest step in the norm in which a neuron counts by the inverse of its
+distance (the metric of Dikin 1967).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from lipmodel.lower.attain import Attained, attain, attaining, vector_norm
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram
 from lipmodel.spec import Norm, dual
+
+Box = tuple[Array, Array]
+"""Lower and upper ends, shape (inputs,) each."""
 
 DENSE = 64
 """Jacobians with both sides longer than this are not formed."""
@@ -29,7 +31,10 @@ CENTRING = 3
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Point:
-    """A visited input: value = ||J(x)||_{p->q} as found, attained by v, with the dual vector u; `tried` flips so far."""
+    """A visited input: value = ||J(x)||_{p->q} as found, attained by v, with the dual vector u.
+
+    tried: how many single flips, visits: how many expansions have started here.
+    """
 
     x: Array
     value: float
@@ -102,8 +107,9 @@ def _alone(program: FloatProgram, slopes: Array, p: Norm, q: Norm) -> Attained:
         columns = p == "1" and (q != "inf" or program.inputs <= program.outputs)
         size = program.inputs if columns else program.outputs
         best, found = -1.0, np.zeros(0)
-        for first in range(0, size, 256):
-            unit = np.eye(size, min(256, size - first), -first)
+        width = max(1, min(256, 20_000_000 // max(program.inputs, program.outputs, program.neurons, 1)))
+        for first in range(0, size, width):
+            unit = np.eye(size, min(width, size - first), -first)
             images = (program.push if columns else program.pull)(slopes, unit)[0].T
             norms = vector_norm(images, q if columns else dual(p))
             top = int(np.argmax(norms))
@@ -111,6 +117,8 @@ def _alone(program: FloatProgram, slopes: Array, p: Norm, q: Norm) -> Attained:
                 best, found = float(norms[top]), (unit[:, top] if columns else attaining(images[top], p))
         return _measured(program, slopes, found[None, :], q)
     if (p, q) == ("2", "2"):
+        from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+
         v = np.random.default_rng(11).standard_normal(program.inputs)
         operator = LinearOperator(
             shape=(program.inputs, program.inputs),
@@ -174,15 +182,16 @@ class Cell:
         rows = self.place[neuron]
         gram = self.gram[np.ix_(rows, rows)]
         ridge = 1e-12 * np.trace(gram) / len(rows) + 1e-300
-        return self.steps[:, rows] @ np.linalg.solve(gram + ridge * np.eye(len(rows)), amount - self.shift[rows])
+        inner = np.linalg.solve(gram + ridge * np.eye(len(rows)), amount - self.shift[rows])
+        return np.asarray(self.steps[:, rows] @ inner)
 
     def towards(self, neuron: Array, amount: Array) -> Array:
         """One step for every neuron by itself, shape (inputs, len(neuron))."""
         rows = self.place[neuron]
         size = np.maximum(np.diag(self.gram)[rows], 1e-300)
-        return self.steps[:, rows] * ((amount - self.shift[rows]) / size)
+        return np.asarray(self.steps[:, rows] * ((amount - self.shift[rows]) / size))
 
-    def beyond(self, direction: Array, share: Array) -> Array:
+    def beyond(self, direction: Array, share: Array | float) -> Array:
         """For every direction the point between the first and the second break met, shape (inputs, k)."""
         speed = self.rows @ direction
         times = np.where(speed > 0, self.high[:, None] / speed, np.where(speed < 0, self.low[:, None] / -speed, np.inf))
@@ -196,10 +205,10 @@ class Cell:
         return np.asarray(self.x[:, None] + direction * (first + share * (second - first)))
 
 
-def cell(program: FloatProgram, x: Array, known: Flips, wanted: Array, box: tuple[Array, Array] | None) -> Cell:
+def cell(program: FloatProgram, x: Array, known: Flips, wanted: Array, box: Box | None) -> Cell:
     """The cell around x, with rows for the neurons in `wanted` and for those nearest to their breaks."""
     distance = np.minimum(known.low, known.high)
-    near = np.argsort(distance, kind="stable")[: max(0, METRIC - len(wanted))]
+    near = np.argsort(distance, kind="stable")[: max(0, metric_rows(program) - len(wanted))]
     chosen = np.unique(np.concatenate([wanted, near[np.isfinite(distance[near])]]))
     if program.inputs <= len(chosen):
         rows = program.push(known.slopes, np.eye(program.inputs))[1][chosen]
@@ -231,6 +240,11 @@ def cell(program: FloatProgram, x: Array, known: Flips, wanted: Array, box: tupl
     return Cell(x=x, rows=rows, low=low, high=high, steps=steps, gram=rows @ steps, shift=shift, place=place)
 
 
+def metric_rows(program: FloatProgram) -> int:
+    """How many neurons shape the metric."""
+    return int(np.clip(2_000_000 // program.inputs, 4, METRIC))
+
+
 def _metric_steps(rows: Array, low: Array, high: Array) -> Array:
     """H^{-1} rows', H the Hessian of the logarithmic barrier of the cell, made definite; shape (inputs, r)."""
     m, n = rows.shape
@@ -253,11 +267,36 @@ def climb(program: FloatProgram, known: Flips) -> Array:
     return program.pull(known.slopes, None, known.curving[:, None])[0][:, 0]
 
 
+def centred(program: FloatProgram, x: Array, box: Box | None) -> Array:
+    """x moved towards the middle of its cell, shape (inputs,)."""
+    at_rest = Point(x=x, value=1.0, v=np.zeros(program.inputs), u=np.zeros(program.outputs))
+    known = flips(program, at_rest)
+    return cell(program, x, known, known.neuron[:0], box).x
+
+
+def polish(program: FloatProgram, x: Array, p: Norm, q: Norm, box: Box | None) -> Array:
+    """A local maximum of ||J(x)||_{p->q} near x in a smooth network, by a quasi-Newton method; shape (inputs,)."""
+    from scipy.optimize import minimize
+
+    def negative(point: Array) -> tuple[float, Array]:
+        _, found = local_norms(program, point[:, None], p, q)
+        here = Point(x=point, value=float(found.value[0]), v=found.v[0], u=found.u[0])
+        return -here.value, -climb(program, flips(program, here))
+
+    bounds = None if box is None else list(zip(box[0].tolist(), box[1].tolist(), strict=True))
+    options = {"maxiter": 60, "ftol": 1e-15, "gtol": 1e-12}
+    return np.asarray(minimize(negative, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
+
+
 def chord(program: FloatProgram, x: Array, v: Array) -> tuple[float, float, float]:
     """How far x + t v stays in the cell of x, as (t_low, t_high), and the largest slope of a pre-activation along v."""
     stack = program.forward(x[:, None])
     tangent = program.push(program.slopes(stack), v[:, None])[1]
-    live = np.isfinite(program.breaks) & (program.jumps != 0.0) & (np.abs(tangent) > 1e-13 * np.max(np.abs(tangent), initial=1e-300))
+    live = (
+        np.isfinite(program.breaks)
+        & (program.jumps != 0.0)
+        & (np.abs(tangent) > 1e-13 * np.max(np.abs(tangent), initial=1e-300))
+    )
     steepest = float(np.max(np.abs(tangent), initial=0.0))
     times = ((program.breaks - stack) / np.where(tangent == 0, 1.0, tangent))[live]
     return (

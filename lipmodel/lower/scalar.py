@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +44,11 @@ def pieces(function: Callable[[Fraction], Fraction], breakpoints: Sequence[float
     The lines are read off between the given breakpoints and the breaks are where neighbouring lines meet. Raises
     NotLipschitz where the function jumps.
     """
+    jumps = f"{name or 'the activation'} jumps, so it has no Lipschitz constant"
     marks = sorted({Fraction(b) for b in breakpoints if math.isfinite(b)})
-    inner = [marks[0] - 2, *((a + b) / 2 for a, b in zip(marks, marks[1:], strict=False)), marks[-1] + 2] if marks else [Fraction(0)]
+    inner = [Fraction(0)]
+    if marks:
+        inner = [marks[0] - 2, *((a + b) / 2 for a, b in pairwise(marks)), marks[-1] + 2]
     lines = []
     for k, middle in enumerate(inner):
         gaps = [abs(middle - b) for b in marks[max(0, k - 1) : k + 1]]
@@ -58,14 +62,14 @@ def pieces(function: Callable[[Fraction], Fraction], breakpoints: Sequence[float
         before, intercept = merged[-1]
         if slope == before:
             if offset != intercept:
-                raise NotLipschitz(f"{name or 'the activation'} jumps, so it has no Lipschitz constant")
+                raise NotLipschitz(jumps)
             continue
         breaks.append((intercept - offset) / (slope - before))
         merged.append((slope, offset))
     for point, (slope, offset) in zip(breaks, merged, strict=False):
         near = min((abs(point - b) for b in marks), default=Fraction(0))
         if near > Fraction(2) ** -40 * (1 + abs(point)) or function(point) != slope * point + offset:
-            raise NotLipschitz(f"{name or 'the activation'} jumps near {float(point):g}, so it has no Lipschitz constant")
+            raise NotLipschitz(jumps)
     return Pieces(breaks=tuple(breaks), slopes=tuple(s for s, _ in merged), offsets=tuple(o for _, o in merged))
 
 
@@ -121,8 +125,11 @@ def apply_exactly(function: Callable[[Fraction], Fraction], steepest: float, x: 
     return Balls(mid=mid, exponent=FRACTION, radius=radius)
 
 
-def apply_enclosure(function: Callable[[arb], arb], x: Balls) -> Balls:
-    """A function given on real balls."""
+def apply_enclosure(function: Callable[[arb], arb], x: Balls, steepest: float | None = None) -> Balls:
+    """A function given on real balls; steepest: a bound of the moduli of all its slopes, where there is one.
+
+    With such a bound the function is enclosed at the midpoints, which is several times faster.
+    """
     flat, radii = x.mid.ravel().tolist(), x.radii().ravel().tolist()
     mid: list[int] = []
     radius: list[float] = []
@@ -133,12 +140,14 @@ def apply_enclosure(function: Callable[[arb], arb], x: Balls) -> Balls:
                 radius.append(math.inf)
                 continue
             point = arb((value, -x.exponent))
-            whole, size = _fixed(function(point if error == 0.0 else arb(point, error)))
+            whole, size = _fixed(function(point if error == 0.0 or steepest is not None else arb(point, error)))
             mid.append(whole)
             radius.append(size)
-    return Balls(
-        mid=object_array(mid, x.mid.shape), exponent=FRACTION, radius=np.array(radius).reshape(x.mid.shape)
-    )
+    spread = np.array(radius).reshape(x.mid.shape)
+    if steepest is not None and x.radius is not None:
+        with np.errstate(all="ignore"):
+            spread = (spread + steepest * x.radius) * INFLATE + TINY
+    return Balls(mid=object_array(mid, x.mid.shape), exponent=FRACTION, radius=spread)
 
 
 def _fixed(value: arb) -> tuple[int, float]:
@@ -183,6 +192,7 @@ class Scalar:
 
     activation: Activation
     pieces: Pieces | None
+    steepest: float | None
 
     def apply(self, x: Balls) -> Balls:
         points = column_range(x, 0, 2)
@@ -191,10 +201,9 @@ class Scalar:
         if self.pieces is not None and self.pieces.is_dyadic:
             values, piece = apply_pieces(self.pieces, points)
         elif act.piecewise_linear:
-            low, high = act.slopes()
-            values = apply_exactly(act.exact, max(abs(float(low)), abs(float(high))), points)
+            values = apply_exactly(act.exact, math.inf if self.steepest is None else self.steepest, points)
         else:
-            values = apply_enclosure(act.enclose, points)
+            values = apply_enclosure(_value(act), points, self.steepest)
         if x.mid.shape[1] == 2:
             return values
         return beside(values, self._difference(points, values, column_range(x, 2, 3), piece))
@@ -206,11 +215,14 @@ class Scalar:
             same = ((piece[:, 0] == piece[:, 1]) & (piece[:, 0] >= 0))[:, None]
             return choose(same, slope_times(self.pieces, piece[:, :1], d), plain)
         # only where the values have lost too much: slope intervals take long
-        poor = np.flatnonzero(~(plain.radii() <= 2.0**-40 * d.magnitude())[:, 0])
+        poor = np.flatnonzero(~(plain.radii() <= 2.0**-20 * d.magnitude())[:, 0])
         if not len(poor):
             return plain
         low, high = points.limits()
-        alpha, beta = self.activation.slopes(np.min(low[poor], axis=1), np.max(high[poor], axis=1))
+        try:
+            alpha, beta = self.activation.slopes(np.min(low[poor], axis=1), np.max(high[poor], axis=1))
+        except NotLipschitz:
+            return plain
         steep = slope_range_times(alpha[:, None], beta[:, None], entries(d, poor))
         best = choose(steep.radii() < entries(plain, poor).radii(), steep, entries(plain, poor))
         rest = np.setdiff1d(np.arange(d.size), poor)
@@ -222,7 +234,24 @@ def scalar(activation: Activation) -> Scalar:
     known = None
     if activation.piecewise_linear:
         known = pieces(activation.exact, activation.breakpoints, name=activation.name)
-    return Scalar(activation=activation, pieces=known)
+    try:
+        steepest = max(abs(float(s)) for s in activation.slopes())
+    except NotLipschitz:
+        steepest = None
+    return Scalar(activation=activation, pieces=known, steepest=steepest)
+
+
+def _value(activation: Activation) -> Callable[[arb], arb]:
+    """f on balls; where one formula holds everywhere it is evaluated without further ado."""
+    if len(activation.pieces) != 1 or activation.joints:
+        return activation.enclose
+    formula = activation.pieces[0].value.formula
+
+    def value(x: arb) -> arb:
+        y = formula.ball(x)
+        return y if y.is_finite() else activation.enclose(x)
+
+    return value
 
 
 def entries(x: Balls, index: Array) -> Balls:

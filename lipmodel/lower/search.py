@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lipmodel.errors import UsageError
+from lipmodel.lower.ascent import ascend
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
-from lipmodel.lower.moves import Flips, Point, cell, chord, climb, flips, local_norms
+from lipmodel.lower.moves import DENSE, Box, Flips, Point, cell, climb, flips, local_norms, metric_rows, polish
+from lipmodel.lower.pairs import proposals
+from lipmodel.lower.realise import LARGEST, improving_flips, realise
+from lipmodel.lower.sweep import sweep
 from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
 from lipmodel.spec import Norm, Outputs, parse_outputs
 
@@ -26,10 +31,10 @@ ISLANDS = 12
 """Regions that are searched side by side."""
 PATIENCE = 25
 """Expansions without success after which an island counts as searched."""
+SQUEEZED = 24
+"""Linear programs at one summit."""
 KEPT = 60
 """Points of a batch that are remembered at most."""
-WANTED = 192
-"""Neurons whose change would gain that are considered at once."""
 
 
 def search(
@@ -41,7 +46,7 @@ def search(
     time_limit: float | None = 1.0,
     deadline: float | None = None,
     seed: int = 0,
-    box: tuple[Array, Array] | None = None,
+    box: Box | None = None,
     target: float | None = None,
 ) -> Witness | None:
     """The best witness pair found for ||f(x)-f(y)||_q / ||x-y||_p; None where every quotient found is 0 or undecided.
@@ -57,8 +62,9 @@ def search(
     )
     chosen = parse_outputs(outputs)
     rows, mode = output_rows(chosen, network.output_size)
+    domain = None if box is None else _checked(box, network.input_size)
     hunt = Hunt(
-        program=float_program(network, rows),
+        program=float_program(network, rows, held=None if domain is None else domain[0] == domain[1]),
         pairs=pair_program(network),
         p=p,
         q=q if mode == "vector" else "inf",
@@ -68,15 +74,17 @@ def search(
         outputs=chosen,
         end=end,
         rng=np.random.default_rng(seed),
-        box=None if box is None else _checked(box, network.input_size),
+        box=domain,
         target=math.inf if target is None else target,
     )
     hunt.run()
     return hunt.best
 
 
-def _checked(box: tuple[Array, Array], size: int) -> tuple[Array, Array]:
+def _checked(box: Box, size: int) -> Box:
     low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64).ravel(), (size,)) for b in box)
+    if not np.all(np.isfinite(low) & np.isfinite(high) & (low <= high)):
+        raise UsageError("a box for the search needs finite ends, the lower ones not above the upper ones")
     return low, high
 
 
@@ -86,12 +94,13 @@ class Island:
 
     points: dict[bytes, Point] = field(default_factory=dict)
     summit: float = 0.0
+    top: bytes = b""
     stalled: int = 0
 
     def add(self, key: bytes, point: Point) -> None:
         self.points[key] = point
         if point.value > self.summit * (1.0 + 1e-9):
-            self.summit, self.stalled = point.value, 0
+            self.summit, self.top, self.stalled = point.value, key, 0
         if len(self.points) > POOL:
             del self.points[min(self.points, key=lambda k: self.points[k].value)]
 
@@ -110,48 +119,104 @@ class Hunt:
     outputs: Outputs
     end: float
     rng: np.random.Generator
-    box: tuple[Array, Array] | None
+    box: Box | None
     target: float
     best: Witness | None = None
     offered: float = 0.0
+    offered_at: float = 0.0
+    cost: float = 0.0
+    waiting: Point | None = None
     scale: float = 1.0
     batch: int = 8
+    steps: int = 40
+    ascending: float = 0.0
+    expanding: float = 0.0
+    refused: set[bytes] = field(default_factory=set)
     islands: list[Island] = field(default_factory=list)
 
     def run(self) -> None:
         """Search until the time is over, the target is reached, or there is nothing left to try."""
         with np.errstate(all="ignore"), threadpool_limits(limits=1):
             self._start()
-            if self.program.neurons == 0:
-                return
-            while not self.over:
-                island = self._chosen_island()
-                if island is None:
-                    self._settle()
-                else:
-                    self._expand(island)
+            if self.program.neurons > 0 and not self._swept():
+                self._roam()
+            if self.waiting is not None:
+                self._offer()
+
+    def _roam(self) -> None:
+        while not self.over:
+            island = self._chosen_island()
+            begin = time.perf_counter()
+            if island is None:
+                self._settle()
+                self.ascending += time.perf_counter() - begin
+                continue
+            with suppress(np.linalg.LinAlgError):  # a degenerate cell: the next move starts elsewhere
+                self._expand(island)
+            self.expanding += time.perf_counter() - begin
+
+    def _swept(self) -> bool:
+        """Visit every piece of a piecewise linear network of one input; whether that was done."""
+        if self.program.inputs != 1 or self.program.has_smooth:
+            return False
+        x, complete = sweep(self.program, self.scale, self.box, lambda: self.over)
+        for first in range(0, x.shape[1], 1024):
+            self.visit(x[:, first : first + 1024], self.islands[0], keep=KEPT)
+        return complete
 
     @property
     def over(self) -> bool:
-        return time.perf_counter() >= self.end or (self.best is not None and self.best.ratio >= self.target)
+        reserve = self.cost if self.waiting is not None and self.best is not None else 0.0
+        return time.perf_counter() + reserve >= self.end or (self.best is not None and self.best.ratio >= self.target)
 
     def _settle(self) -> None:
-        """Found a new island on the best of a batch of random points."""
-        island = Island()
-        self.visit(self.starts(self.batch), island, keep=4)
+        """Found a new island where an ascent from random points, or from the best ones, has led."""
+        program, island = self.program, Island()
+        count = int(np.clip(self.batch, 8, 64))
+        summits = [max(t.points.values(), key=lambda point: point.value).x for t in self.islands if t.points]
+        warm = len(summits) >= 2 and self.rng.random() < 0.4
+        x = self.starts(count)
+        if warm:
+            x = np.stack([summits[int(k)] for k in self.rng.integers(len(summits), size=count)], axis=1)
+        size = np.maximum(np.linalg.norm(x, axis=0), self.scale * math.sqrt(program.inputs))
+        if self.box is not None:
+            size = np.full(count, float(np.linalg.norm(self.box[1] - self.box[0])))
+        x = ascend(
+            program,
+            x,
+            self.p,
+            self.q,
+            steps=self.steps,
+            size=size,
+            rng=self.rng,
+            warmth=0.2 if warm else 1.0,
+            box=self.box,
+            stop=lambda: time.perf_counter() >= self.end,
+        )
+        self.visit(x, island, keep=KEPT)
         self.islands.append(island)
         if len(self.islands) > ISLANDS:
-            self.islands.remove(min(self.islands, key=lambda t: t.summit))
+            self.islands.remove(min(self.islands, key=lambda t: (t.summit, -t.stalled)))
+        self.steps = min(2 * self.steps, 800) if self.rng.random() < 0.5 else self.steps
 
     def _chosen_island(self) -> Island | None:
         """Mostly the highest island that has not been searched for long without success; None: a new one."""
-        active = [t for t in self.islands if t.stalled < PATIENCE]
+        active = [t for t in self.islands if t.points and t.stalled < PATIENCE]
         chance = self.rng.random()
-        if chance < 0.05 or (not active and chance < 0.8):
+        if self.ascending < self.expanding or (not active and chance < 0.8) or not self.islands[0].points:
             return None
         if not active or chance < 0.15:
             return max(self.islands, key=lambda t: t.summit)
-        return max(active, key=lambda t: t.summit) if chance < 0.8 else active[int(self.rng.integers(len(active)))]
+        if chance < 0.8:
+            return max(active, key=lambda t: (t.summit, t.stalled))
+        return active[int(self.rng.integers(len(active)))]
+
+    @property
+    def thin(self) -> bool:
+        """Whether patterns can be realised by linear programs."""
+        program = self.program
+        small = program.neurons * program.inputs <= LARGEST and min(program.inputs, program.outputs) <= DENSE
+        return small and not program.has_smooth
 
     # --- points ---
 
@@ -162,7 +227,7 @@ class Hunt:
         if program.neurons:
             noise = self.rng.standard_normal((program.inputs, 1))
             tangent = program.push(program.slopes(stack), noise)[1]
-            reach = np.min(np.abs(np.where(np.isfinite(program.breaks), program.breaks - stack, np.inf)), axis=1, initial=np.inf)
+            reach = np.min(np.abs(program.breaks - stack), axis=1, initial=np.inf)
             ratio = reach / np.maximum(np.abs(tangent[:, 0]), 1e-300)
             ratio = ratio[np.isfinite(ratio) & (ratio > 0) & (ratio < 1e100)]
             if len(ratio):
@@ -177,17 +242,21 @@ class Hunt:
             low, high = self.box
             x = self.rng.uniform(size=(n, count))
             corner = self.rng.random(count) < 0.25
-            return low[:, None] + (high - low)[:, None] * np.where(corner, np.round(x), x)
-        size = self.scale * 10.0 ** self.rng.uniform(-1.5, 2.5, count)
+            return np.asarray(low[:, None] + (high - low)[:, None] * np.where(corner, np.round(x), x))
+        size = self.scale * 10.0 ** self.rng.uniform(-0.7, 1.3, count)
+        size[1::4] = self.scale * 10.0 ** self.rng.uniform(-2.0, 3.0, len(size[1::4]))
         x = self.rng.standard_normal((n, count)) * size
         x[:, ::4] *= self.rng.random((n, len(range(0, count, 4)))) < 0.3
         return np.asarray(x + 1e-9 * self.scale * self.rng.standard_normal((n, count)))
 
-    def visit(self, x: Array, island: Island, keep: int) -> Array:
-        """Evaluate the columns of x, add the best to the island, make a witness of the very best; returns the values."""
+    def visit(self, x: Array, island: Island, keep: int) -> None:
+        """Evaluate the columns of x, add the best to the island, make a witness of the very best."""
         if self.box is not None:
             x = np.clip(x, self.box[0][:, None], self.box[1][:, None])
         begin = time.perf_counter()
+        x = x[:, np.all(np.isfinite(x), axis=0)]
+        if not x.shape[1]:
+            return
         stack, found = local_norms(self.program, x, self.p, self.q)
         value = np.where(np.isfinite(found.value), found.value, 0.0)
         for k in np.argsort(-value, kind="stable")[:keep].tolist():
@@ -195,11 +264,13 @@ class Hunt:
             if value[k] > 0 and key not in island.points:
                 island.add(key, Point(x=x[:, k].copy(), value=float(value[k]), v=found.v[k], u=found.u[k]))
         top = int(np.argmax(value))
-        if value[top] > self.offered * (1.0 + 1e-12):
-            self.offer(x[:, top])
+        if value[top] > max(self.offered, 0.0 if self.waiting is None else self.waiting.value) * (1.0 + 1e-12):
+            self.waiting = Point(x=x[:, top].copy(), value=float(value[top]), v=found.v[top], u=found.u[top])
         spent = time.perf_counter() - begin
         self.batch = int(np.clip(0.02 / max(spent / x.shape[1], 1e-7), 4, min(256, 2 * x.shape[1])))
-        return value
+        # exact measures of large networks take long: no more than a tenth of the time
+        if self.waiting is not None and time.perf_counter() - self.offered_at >= 10.0 * self.cost:
+            self._offer()
 
     def _key(self, stack: Array, x: Array) -> bytes:
         if self.program.has_smooth:
@@ -212,6 +283,11 @@ class Hunt:
     def _expand(self, island: Island) -> None:
         """Try moves from a promising point of an island."""
         island.stalled += 1
+        if island.stalled in (PATIENCE // 3, PATIENCE - 1) and self.thin:
+            self._squeeze(island, pairs=island.stalled == PATIENCE - 1)
+        elif island.stalled == PATIENCE // 3 and self.program.has_smooth:
+            summit = max(island.points.values(), key=lambda t: t.value)
+            self.visit(polish(self.program, summit.x, self.p, self.q, self.box)[:, None], island, keep=1)
         points = sorted(island.points.values(), key=lambda t: -t.value / (1.0 + 0.03 * t.visits))
         point = points[0 if self.rng.random() < 0.7 else int(len(points) * self.rng.random() ** 2)]
         point.visits += 1
@@ -219,16 +295,34 @@ class Hunt:
         parts = self._crossings(point, known)
         parts.append(self._strides(point, known, max(4, self.batch - sum(part.shape[1] for part in parts))))
         self.visit(np.concatenate(parts, axis=1), island, keep=KEPT)
+        if any(t is not island and t.stalled >= PATIENCE and island.top in t.points for t in self.islands):
+            island.stalled = max(island.stalled, PATIENCE)
+
+    def _squeeze(self, island: Island, *, pairs: bool) -> None:
+        """From the summit of an island, look for better neighbouring cells that are too thin to be met by chance."""
+        summit = max(island.points.values(), key=lambda t: t.value)
+        found = []
+        for pattern in improving_flips(self.program, summit.x, self.p, self.q, pairs=pairs).T[:SQUEEZED]:
+            key = self._key(pattern, summit.x)
+            if key in self.refused or self.over:
+                continue
+            x = realise(self.program, pattern, self.box)
+            if x is None:
+                self.refused.add(key)
+            else:
+                found.append(x)
+        if found:
+            self.visit(np.stack(found, axis=1), island, keep=KEPT)
 
     def _crossings(self, point: Point, known: Flips) -> list[Array]:
         """Moves across the breaks of chosen neurons: single ones in turn, and several gainful ones at once."""
-        single = np.arange(point.tried, min(point.tried + max(4, self.batch // 4), len(known.neuron)))
+        most = metric_rows(self.program)
+        single = np.arange(point.tried, min(point.tried + min(max(4, self.batch // 4), most // 2), len(known.neuron)))
         point.tried += len(single)
-        gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[:WANTED]
+        gainful = np.flatnonzero(known.gain > 1e-9 * abs(point.value))[: most // 2]
         wanted = np.unique(np.concatenate([known.neuron[single], known.neuron[gainful]]))
         if not len(wanted):
             return []
-        x = point.x[:, None]
         around = cell(self.program, point.x, known, wanted, self.box)
         x = point.x = around.x
         step = around.towards(known.neuron[single], known.need[single])
@@ -239,7 +333,7 @@ class Hunt:
             some = gainful[:count] if self.rng.random() < 0.5 else self.rng.permutation(gainful)[:count]
             some = some[np.unique(known.neuron[some], return_index=True)[1]]
             beyond = 1.0 + 10.0 ** self.rng.uniform(-2.5, 0.5)
-            parts.append(x[:, None] + around.across(known.neuron[some], known.need[some] * beyond)[:, None])
+            parts.append((x + around.across(known.neuron[some], known.need[some] * beyond))[:, None])
         rays = around.steps @ self.rng.standard_normal((around.steps.shape[1], max(4, self.batch // 6)))
         parts.append(around.beyond(rays, self.rng.uniform(0.02, 0.7, rays.shape[1])))
         return parts
@@ -258,77 +352,32 @@ class Hunt:
 
     def _counts(self, limit: int) -> list[int]:
         top = min(limit, self.program.inputs)
-        counts = {int(round(2 ** (0.5 * k))) for k in range(2, 22)} | {top}
-        return sorted(c for c in counts if 2 <= c <= top)[: max(2, self.batch // 8)]
+        counts = sorted({round(2 ** (0.5 * k)) for k in range(2, 22) if round(2 ** (0.5 * k)) < top} | {top})
+        return [int(c) for c in self.rng.permutation(counts)[: max(2, self.batch // 8)] if c >= 2]
 
     # --- witnesses ---
 
-    def offer(self, x: Array) -> None:
-        """Make a pair around x, measure it exactly, and keep it if it is the best."""
-        _, found = local_norms(self.program, x[:, None], self.p, self.q, thorough=True)
-        value, v = float(found.value[0]), found.v[0]
-        for a, b in self.proposals(x, v):
+    def _offer(self) -> None:
+        """Make pairs around the best point known, along its v and then along a better direction; keep the best."""
+        begin = time.perf_counter()
+        assert self.waiting is not None
+        x, value, v = self.waiting.x, self.waiting.value, self.waiting.v
+        self.waiting = None
+        if self.best is None or min(self.program.inputs, self.program.outputs) <= DENSE:
+            self._measure(x, value, v)
+        if not self.over:
+            _, found = local_norms(self.program, x[:, None], self.p, self.q, thorough=True)
+            better = float(found.value[0])
+            if self.best is None or better > self.best.ratio * (1.0 + 1e-12):
+                self._measure(x, better, found.v[0])
+        self.offered = max(self.offered, value if self.best is None else self.best.ratio)
+        self.offered_at = time.perf_counter()
+        self.cost = self.offered_at - begin
+
+    def _measure(self, x: Array, value: float, v: Array) -> None:
+        for a, b in proposals(self.program, x, v, self.box, exact=self.pairs.exact):
             ratio = self.pairs.ratio(a, b, self.p, self.asked, rows=self.rows, mode=self.mode)
             if ratio > (0.0 if self.best is None else self.best.ratio):
                 self.best = Witness(x=a, y=b, p=self.p, q=self.asked, outputs=self.outputs, ratio=ratio)
-            if ratio >= value * (1.0 - 1e-12):
+            if ratio >= value * (1.0 - (1e-9 if self.program.has_smooth else 1e-12)):
                 break
-        self.offered = max(self.offered, value if self.best is None else self.best.ratio)
-
-    def proposals(self, x: Array, v: Array) -> Iterator[tuple[Array, Array]]:
-        """Pairs along v near x, the likeliest first."""
-        program = self.program
-        if program.neurons and not program.has_smooth:
-            known = flips(program, Point(x=x, value=1.0, v=v, u=np.ones(program.outputs)))
-            middle = cell(program, x, known, known.neuron[:0], self.box).x
-            yield from self._along(middle, v)
-        yield from self._along(x, v)
-        if self.box is not None:
-            for pull in (1e-3, 1e-6, 1e-9):
-                yield from self._along(x + pull * (0.5 * (self.box[0] + self.box[1]) - x), v)
-
-    def _along(self, x: Array, v: Array) -> Iterator[tuple[Array, Array]]:
-        low, high, steepest = chord(self.program, x, v)
-        size = max(1.0, float(np.max(np.abs(x))))
-        low, high = max(low, -size), min(high, size)
-        if self.box is not None:
-            low, high = self._inside(x, v, low, high)
-        if not high > low:
-            low, high = -1e-9 * size, 1e-9 * size
-        middle, half = 0.5 * (low + high), 0.5 * (high - low)
-        lengths = [(middle, 0.9 * half), (middle, half / 64.0), (0.0, min(-low, high) / 2.0)]
-        if self.program.has_smooth:
-            short = 2.0**-24 / max(steepest, 1e-300)
-            lengths = [(float(np.clip(0.0, low + t, high - t)), t) for t in (short, 16.0 * short, short / 16.0)]
-            lengths = [(c, t) for c, t in lengths if 2.0 * t < high - low] or [(middle, 0.9 * half)]
-        for center, h in lengths:
-            pair = self._rounded(x + center * v, h, v)
-            if not np.array_equal(*pair):
-                yield pair
-
-    def _inside(self, x: Array, v: Array, low: float, high: float) -> tuple[float, float]:
-        assert self.box is not None
-        for bound in self.box:
-            times = (bound - x)[v != 0] / v[v != 0]
-            low = max(low, float(np.max(times[times < 0], initial=-np.inf)))
-            high = min(high, float(np.min(times[times > 0], initial=np.inf)))
-        for bound, sign in zip(self.box, (-1.0, 1.0), strict=True):
-            at = x == bound
-            if np.any(sign * v[at] > 0):
-                high = min(high, 0.0)
-            if np.any(sign * v[at] < 0):
-                low = max(low, 0.0)
-        return low, high
-
-    def _rounded(self, center: Array, h: float, v: Array) -> tuple[Array, Array]:
-        """center -+ h v on a grid of doubles on which sums and sign vectors times h are exact."""
-        top = float(np.max(np.abs(center))) + 2.0 * h
-        grid = math.ldexp(1.0, max(math.frexp(top)[1] - 52, -1000))
-        h = max(round(h / grid), 1.0) * grid
-        middle = np.round(center / grid) * grid
-        step = np.round(h * v / grid) * grid
-        a, b = middle - step, middle + step
-        if self.box is not None:
-            a, b = (np.clip(t, *self.box) for t in (a, b))
-        return a, b
-

@@ -1,8 +1,8 @@
-"""Witness pairs: two inputs whose difference quotient, computed from below without doubt, bounds the constant from below.
+"""Witness pairs: two inputs whose difference quotient, rounded down with proof, bounds the constant from below.
 
-For any x != y, sup ||f(x)-f(y)||_q / ||x-y||_p is at least the quotient at (x, y): no differentiability, no pattern and no
-solver is involved. Points are binary floats, so a piecewise linear network is evaluated exactly (in integers, up to a
-proved error far below what a double can hold where numbers grow long) and a smooth one in ball arithmetic.
+For any x != y, sup ||f(x)-f(y)||_q / ||x-y||_p is at least the quotient at (x, y): no differentiability, no pattern and
+no solver is involved. Points are binary floats, so a piecewise linear network is evaluated exactly (in integers, up to
+a proved error far below what a double can hold where numbers grow long) and a smooth one in ball arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from lipmodel.errors import LipmodelError, Refuted, UsageError
 from lipmodel.lower.balls import Array, BallMap, Balls, add, ball_map, place, split_matrix
@@ -72,13 +73,12 @@ class Witness:
         return cls(x=x, y=y, p=p, q=q, outputs=outputs, ratio=_hex_float(data["ratio"], "ratio"))
 
 
-def witness_ratio(
-    network: Network, x: Array, y: Array, p: Norm, q: Norm, outputs: Outputs | str = "all"
-) -> float:
+def witness_ratio(network: Network, x: Array, y: Array, p: Norm, q: Norm, outputs: Outputs | str = "all") -> float:
     """A proved lower bound of ||f(x)-f(y)||_q / ||x-y||_p, rounded down; 0.0 where nothing can be decided.
 
-    f is the network in real arithmetic, restricted to the chosen outputs; x, y: finite float64, input_size entries. For
-    margin:I it is the largest of the quotients of y_I - y_j, j != I. Raises UsageError where sizes or outputs do not fit.
+    f is the network in real arithmetic, restricted to the chosen outputs; x, y: finite float64, input_size entries.
+    For margin:I it is the largest of the quotients of y_I - y_j, j != I. Raises UsageError where sizes or outputs do
+    not fit.
     """
     rows, mode = output_rows(outputs, network.output_size)
     return evaluate_pair(network, x, y, p, q, rows=rows, mode=mode)
@@ -91,7 +91,8 @@ def evaluate_pair(
 
     mode "vector": the q-norm of the vector of all functionals; "each": the largest modulus among them.
     """
-    return pair_program(network).ratio(x, y, p, q, rows=rows, mode=mode)
+    with threadpool_limits(limits=1):
+        return pair_program(network).ratio(x, y, p, q, rows=rows, mode=mode)
 
 
 def output_rows(outputs: Outputs | str, size: int) -> tuple[list[dict[int, float]] | None, Mode]:
@@ -152,9 +153,7 @@ class PairProgram:
             return column_range(end, 2, 3)
         return add([column_range(end, 1, 2), negative(column_range(end, 0, 1))])
 
-    def ratio(
-        self, x: Array, y: Array, p: Norm, q: Norm, *, rows: Rows | None = None, mode: Mode = "vector"
-    ) -> float:
+    def ratio(self, x: Array, y: Array, p: Norm, q: Norm, *, rows: Rows | None = None, mode: Mode = "vector") -> float:
         """See `evaluate_pair`."""
         x, y = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
         if not len(x) == len(y) == self.input_size:
@@ -199,9 +198,7 @@ def pair_program(network: Network) -> PairProgram:
         arguments = tuple(slots[u] for u in network.arguments(node))
         steps.append(Step(slot=slots[node], arguments=arguments, op=op, maps=tuple(maps), linear=linear))
     exact = all(s.linear is None or (s.linear.is_exact and s.op.bias_radius is None) for s in steps)
-    return PairProgram(
-        steps=tuple(steps), input_size=network.input_size, output=slots[network.output], exact=exact
-    )
+    return PairProgram(steps=tuple(steps), input_size=network.input_size, output=slots[network.output], exact=exact)
 
 
 def _run(step: Step, inputs: list[Balls], start: Balls) -> Balls:
@@ -221,8 +218,10 @@ def _run(step: Step, inputs: list[Balls], start: Balls) -> Balls:
     if isinstance(op, Elementwise):
         x = inputs[0].shortened()
         parts = [function.apply(_entries(x, index)) for function, index in step.maps]
-        return parts[0] if len(parts) == 1 and _in_order(step.maps[0][1]) else place(
-            parts, [index for _, index in step.maps], x.size
+        return (
+            parts[0]
+            if len(parts) == 1 and _in_order(step.maps[0][1])
+            else place(parts, [index for _, index in step.maps], x.size)
         )
     raise LipmodelError(f"the operation {type(op).__name__} has no exact evaluation, so no pair can be a witness")
 
@@ -264,7 +263,9 @@ def _moduli(change: Balls) -> list[int]:
         return sizes
     unit = Fraction(2) ** change.exponent
     radii = change.radius[:, 0].tolist()
-    return [max(0, s - math.ceil(Fraction(r) * unit)) if math.isfinite(r) else 0 for s, r in zip(sizes, radii, strict=True)]
+    return [
+        max(0, s - math.ceil(Fraction(r) * unit)) if math.isfinite(r) else 0 for s, r in zip(sizes, radii, strict=True)
+    ]
 
 
 def _norm_squared(moduli: list[int], norm: Norm) -> int:
@@ -275,7 +276,7 @@ def _norm_squared(moduli: list[int], norm: Norm) -> int:
 
 
 def root_down(top: int, bottom: int) -> float:
-    """The square root of top / bottom (integers, top >= 0, bottom > 0), rounded down to a double (0.0 below 2^-1022)."""
+    """The square root of top / bottom (integers, top >= 0, bottom > 0), rounded down to a double."""
     if top == 0:
         return 0.0
     half = (140 - top.bit_length() + bottom.bit_length()) // 2

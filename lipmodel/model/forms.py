@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -50,6 +51,10 @@ class LinearForm:
     role: Role | None = None
 
     __array_ufunc__ = None
+
+    def __post_init__(self) -> None:
+        # read-only: what a formulation does with a form must not change the system that its bound is proved on
+        object.__setattr__(self, "blocks", MappingProxyType(dict(self.blocks)))
 
     @classmethod
     def of(cls, signal: Signal, role: Role | None = None) -> LinearForm:

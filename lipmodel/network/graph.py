@@ -34,7 +34,8 @@ class Source:
 
     sha256: of the ONNX file (for a network made in Python, of the file that `Network.save` writes). Where weights lie
     in other files: of the concatenated digests (32 bytes each) of the ONNX file and of every external tensor that the
-    network uses, in the order of the names of the tensors.
+    network uses, in the order of the names of the tensors. graph_input, graph_output: the names that were chosen where
+    the file has several, in order (one name by itself), else None.
     """
 
     path: str | None
@@ -44,6 +45,8 @@ class Source:
     parameters: int
     opset: int | None
     producer: str
+    graph_input: str | tuple[str, ...] | None = None
+    graph_output: str | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

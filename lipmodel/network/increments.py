@@ -7,7 +7,7 @@ between is linear. Any directed acyclic graph of affine and elementwise operatio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class IncrementSystem:
     def restrict_output(self, matrix: LinearMap) -> IncrementSystem:
         """The system whose output is matrix @ output (rows, combinations, margins)."""
         output = apply(matrix, self.output)
-        return replace(self, output=LinearForm(size=output.size, blocks=output.blocks, role="output"))
+        return read_only(replace(self, output=LinearForm(size=output.size, blocks=output.blocks, role="output")))
 
     def restrict_input(self, matrix: LinearMap) -> IncrementSystem:
         """The system with input matrix @ x' for a new input x' (columns: one input coordinate at a time)."""
@@ -81,13 +81,14 @@ class IncrementSystem:
         signal = Signal(name=old.name, size=matrix.shape[1])
         new = {old: apply(matrix, LinearForm.of(signal))}
         activations = tuple(replace(a, pre=a.pre.substitute(new)) for a in self.activations)
-        return replace(
+        changed = replace(
             self,
             signals=(signal, *self.signals[1:]),
             input=LinearForm.of(signal, role="input"),
             activations=activations,
             output=self.output.substitute(new),
         )
+        return read_only(changed)
 
     def positions(self) -> Mapping[Signal, int]:
         """The index of every signal: 0 for the input, k for the k-th activation."""
@@ -134,7 +135,7 @@ def increments(network: Network) -> IncrementSystem:
     if reasons:
         raise RefusedInput(network.source.path or "the network", reasons)
     output = forms[network.output]
-    return _pruned(
+    system = _pruned(
         IncrementSystem(
             signals=tuple(signals),
             input=LinearForm.of(x, role="input"),
@@ -142,6 +143,29 @@ def increments(network: Network) -> IncrementSystem:
             output=LinearForm(size=output.size, blocks=output.blocks, role="output"),
         )
     )
+    return read_only(system)
+
+
+def read_only(system: IncrementSystem) -> IncrementSystem:
+    """The system, its arrays made read-only: a formulation that writes into them would change what is proved."""
+    forms = [system.output, *(a.pre for a in system.activations)]
+    pending: list[Any] = [m for form in forms for m in form.blocks.values()]
+    pending += [array for a in system.activations for array in (a.alpha, a.beta)]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, np.ndarray):
+            value.setflags(write=False)
+        elif isinstance(value, tuple):
+            pending.extend(value)
+        elif isinstance(value, LinearMap):
+            pending.extend(getattr(value, field.name) for field in fields(value))  # type: ignore[arg-type]
+        else:
+            pending.extend(getattr(value, name) for name in ("data", "indices", "indptr") if hasattr(value, name))
+    return system
 
 
 def _concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> LinearForm:
@@ -256,8 +280,8 @@ def chain_of(weights: list[Array], alpha: float = 0.0, beta: float = 1.0) -> Inc
                 signal=signal,
                 pre=pre,
                 post=form,
-                alpha=np.full(signal.size, alpha),
-                beta=np.full(signal.size, beta),
+                alpha=np.full(signal.size, float(alpha)),
+                beta=np.full(signal.size, float(beta)),
             )
         )
         signals.append(signal)

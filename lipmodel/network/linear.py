@@ -1,7 +1,7 @@
 """Linear maps that keep their structure: what stands between the nonlinearities of a network.
 
-A `LinearMap` is never expanded unless somebody asks. It can be applied (`matvec`, `rmatvec`), enclosed in floating point
-(`enclosure`) and written down exactly (`exact`). Weights are binary floats, so leaves are exact; compositions are
+A `LinearMap` is never expanded unless somebody asks. It can be applied (`matvec`, `rmatvec`), enclosed in floating
+point (`enclosure`) and written down exactly (`exact`). Weights are binary floats, so leaves are exact; compositions are
 enclosed with a proved error. Convolution and pooling are in `conv.py`.
 """
 
@@ -68,6 +68,8 @@ class LinearMap:
         return self.exact() @ other
 
     def __matmul__(self, other: LinearMap) -> LinearMap:
+        if not isinstance(other, LinearMap):
+            return NotImplemented  # a linear form on the right knows what to do
         return compose(self, other)
 
     def __add__(self, other: LinearMap) -> LinearMap:
@@ -83,6 +85,9 @@ class Dense(LinearMap):
 
     weights: Array
     radius: Array | None = None
+
+    def __post_init__(self) -> None:
+        _require_binary64(self.weights, self.radius)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,6 +107,9 @@ class Sparse(LinearMap):
     weights: Any
     radius: Any = None
 
+    def __post_init__(self) -> None:
+        _require_binary64(self.weights, self.radius)
+
     @property
     def shape(self) -> tuple[int, int]:
         return (int(self.weights.shape[0]), int(self.weights.shape[1]))
@@ -111,7 +119,8 @@ class Sparse(LinearMap):
         return int(self.weights.nnz)
 
     def enclosure(self) -> MatrixEnclosure:
-        return MatrixEnclosure(center=self.weights, radius=self.radius)
+        radius = None if self.radius is None else _view(self.radius)
+        return MatrixEnclosure(center=_view(self.weights), radius=radius)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,6 +175,9 @@ class Diagonal(LinearMap):
 
     values: Array
     radius: Array | None = None
+
+    def __post_init__(self) -> None:
+        _require_binary64(self.values, self.radius)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -283,6 +295,19 @@ class Sum(LinearMap):
 
     def exact(self) -> ExactMatrix:
         return reduce(lambda a, b: a + b, (t.exact() for t in self.terms))
+
+
+def _require_binary64(*arrays: Any) -> None:
+    """Error bounds are those of binary64: whoever makes a map converts its numbers first. Raises TypeError."""
+    wrong = [a.dtype for a in arrays if a is not None and a.dtype != np.float64]
+    if wrong:
+        raise TypeError(f"a linear map is made of float64 numbers, not {wrong[0]}: convert them exactly first")
+
+
+def _view(m: Any) -> Any:
+    """A sparse matrix of its own over the same (read-only) buffers: rebinding its attributes changes nothing here."""
+    csr = sp.csr_array(m)
+    return sp.csr_array((csr.data, csr.indices, csr.indptr), shape=csr.shape, copy=False)
 
 
 def identity(n: int) -> Selection:

@@ -103,10 +103,8 @@ def _prelu(node: Node) -> Value:
 def _clip(node: Node) -> Value:
     x = node.computed(0)
     if node.opset < 11:
+        # The defaults are the largest float32 numbers; in real arithmetic they are limits like any other.
         low, high = float(node.attributes["min"]), float(node.attributes["max"])
-        # The defaults are the largest float32 numbers, which stand for "no limit".
-        limit = float(np.finfo(np.float32).max)
-        low, high = (-np.inf if low <= -limit else low), (np.inf if high >= limit else high)
     else:
         low = node.scalar(1, "minimum") if node.has(1) else -np.inf
         high = node.scalar(2, "maximum") if node.has(2) else np.inf

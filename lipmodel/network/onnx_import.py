@@ -64,7 +64,7 @@ class _Import:
 
     @property
     def functions(self) -> frozenset[tuple[str, str]]:
-        return frozenset((f.domain, f.name) for f in self.file.model.functions)
+        return frozenset((onnx_nodes.plain(f.domain), f.name) for f in self.file.model.functions)
 
     def refuse(self, kind: str, where: str, message: str, hint: str = "") -> None:
         self.reasons.append(Reason(kind=kind, where=where, message=message, hint=hint))
@@ -118,7 +118,7 @@ def _load(
     result = _read_outputs(state, outputs)
     if state.reasons or result is None:
         raise RefusedInput(file.label, state.reasons)
-    network = _network(state, result)
+    network = _network(state, result, inputs, outputs)
     if len(_graph_inputs(model.graph)) == len(model.graph.output) == 1 and not file.external:
         network = replace(network, model=file.content)
     if check:
@@ -127,7 +127,7 @@ def _load(
     return network
 
 
-def _network(state: _Import, output: str) -> Network:
+def _network(state: _Import, output: str, inputs: list[Any], outputs: list[Any]) -> Network:
     model = state.file.model
     source = Source(
         path=None if state.file.path is None else str(state.file.path),
@@ -137,11 +137,19 @@ def _network(state: _Import, output: str) -> Network:
         parameters=state.parameters,
         opset=state.opset,
         producer=f"{model.producer_name} {model.producer_version}".strip(),
+        graph_input=_choice(inputs, _graph_inputs(model.graph)),
+        graph_output=_choice(outputs, list(model.graph.output)),
     )
     (entry,) = (v for v, op in state.builder.graph.nodes(data="op") if isinstance(op, Input))
     network = simplify(Network(graph=state.builder.graph, input=entry, output=output, source=source))
     network.validate()
     return network
+
+
+def _choice(chosen: list[Any], available: list[Any]) -> str | tuple[str, ...] | None:
+    """What `Source` says of a choice among graph inputs or outputs."""
+    names = tuple(str(v.name) for v in chosen)
+    return None if len(available) == 1 else names[0] if len(names) == 1 else names
 
 
 def _opset(model: Any) -> int:
@@ -283,7 +291,7 @@ def _name_unsupported(state: _Import, order: list[int]) -> None:
 
 def _handler(state: _Import, proto: Any) -> Handler | None:
     """The handler of a node; functions of the model hide operators."""
-    if (proto.domain, proto.op_type) in state.functions:
+    if (onnx_nodes.plain(proto.domain), proto.op_type) in state.functions:
         return None
     domain = "" if onnx_nodes.is_standard(proto.domain) else proto.domain
     return OPERATORS.get((proto.op_type, domain)) or OPERATORS.get(("*", domain))

@@ -49,10 +49,15 @@ def is_standard(domain: str) -> bool:
     return domain in ("", "ai.onnx")
 
 
+def plain(domain: str) -> str:
+    """The domain, the two names of the standard one made the same."""
+    return "" if is_standard(domain) else domain
+
+
 def unsupported(node: Any, functions: frozenset[tuple[str, str]]) -> Refusal:
     """Why a node that no handler is registered for is refused."""
     name = node.op_type if is_standard(node.domain) else f"{node.domain}::{node.op_type}"
-    if (node.domain, node.op_type) in functions:
+    if (plain(node.domain), node.op_type) in functions:
         return Refusal("function", f"{name} is a function of the model", "inline the functions")
     if is_standard(node.domain) and node.op_type in _CONTROL_FLOW:
         return Refusal("control-flow", f"{name} is control flow")

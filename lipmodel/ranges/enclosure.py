@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.errors import LipmodelError
+
 U = 2.0**-53
 """Unit roundoff of binary64."""
 INFLATE = 1.0 + 2.0**-30
-"""Covers the evaluation, in round-to-nearest, of a sum of up to 2^21 nonnegative terms (MATH: Rump 2006)."""
+"""Covers the evaluation, in round-to-nearest, of a sum of up to 2^21 nonnegative terms (Rump 2006, BIT 46:433)."""
 TINY = 2.0**-1000
-"""Added per entry of a product for underflow; far below anything a network contains."""
+"""Added per entry of a dense product for underflow; sparse products refuse entries that could underflow."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -73,8 +75,8 @@ class MatrixEnclosure:
         of summation. A product in which every sum has at most one term is a scaled selection; when one factor has only
         entries 0 and +-1, it is exact.
         """
-        if (self.is_sparse or other.is_sparse) and min(_smallest(self.center), _smallest(other.center)) < 2.0**-480:
-            return self.dense() @ other.dense()  # a sparse product may lose an entry to underflow unseen
+        if (self.is_sparse or other.is_sparse) and min(self._least(), other._least()) < 2.0**-480:
+            return self._expanded() @ other._expanded()  # a sparse product drops the entries that underflow
         center = self.center @ other.center
         if self.is_exact and other.is_exact and (_selects_rows(self.center) or _selects_rows(other.center.T)):
             return MatrixEnclosure(center=center)
@@ -98,11 +100,28 @@ class MatrixEnclosure:
             return MatrixEnclosure(center=center)
         return MatrixEnclosure(center=center, radius=radius * INFLATE)
 
+    def _least(self) -> float:
+        """The smallest nonzero modulus among centers and radii (1 where there is none)."""
+        return min(_smallest(self.center), 1.0 if self.radius is None else _smallest(self.radius))
+
+    def _expanded(self) -> MatrixEnclosure:
+        """`dense`, within reason. Raises LipmodelError."""
+        if self.is_sparse and self.shape[0] * self.shape[1] > 100_000_000:
+            raise LipmodelError(
+                f"a sparse matrix of shape {self.shape} has entries below 2^-480, whose products underflow unseen, and "
+                "is too large to be expanded: rescale the weights of the network"
+            )
+        return self.dense()
+
     def scaled(self, factor: float) -> MatrixEnclosure:
         """factor * M; exact for powers of two (up to underflow, which is covered)."""
+        if self.is_sparse and factor != 0.0 and self._least() * min(abs(factor), 1.0) < 2.0**-900:
+            return self._expanded().scaled(factor)
         center = self.center * factor
         mantissa, _ = np.frexp(abs(factor))
-        if factor == 0.0 or (mantissa == 0.5 and self.is_exact and bool(np.all(_data(center) / factor == _data(self.center)))):
+        if factor == 0.0 or (
+            mantissa == 0.5 and self.is_exact and bool(np.all(_data(center) / factor == _data(self.center)))
+        ):
             return MatrixEnclosure(center=center)
         radius = 2.0 * U * abs(center)
         if self.radius is not None:
@@ -119,12 +138,8 @@ def _data(a: Any) -> Array:
 
 
 def _inflated(radius: Any) -> Any:
-    """radius rounded up, with room for underflow in every stored entry."""
-    if not sp.issparse(radius):
-        return radius * INFLATE + TINY
-    radius = sp.csr_array(radius)
-    radius.data = radius.data * INFLATE + TINY
-    return radius
+    """radius rounded up, with room for underflow where entries may have underflowed (dense ones)."""
+    return radius * INFLATE if sp.issparse(radius) else radius * INFLATE + TINY
 
 
 def _smallest(a: Any) -> float:
@@ -138,7 +153,10 @@ def _selects_rows(a: Any) -> bool:
     if sp.issparse(a):
         csr = sp.csr_array(a)
         csr.sum_duplicates()
-        return bool(np.all(np.abs(csr.data[csr.data != 0]) == 1.0) and np.all(np.bincount(_rows(csr), weights=csr.data != 0, minlength=1) <= 1))
+        return bool(
+            np.all(np.abs(csr.data[csr.data != 0]) == 1.0)
+            and np.all(np.bincount(_rows(csr), weights=csr.data != 0, minlength=1) <= 1)
+        )
     return bool(np.all(np.count_nonzero(a, axis=1) <= 1) and np.all((a == 0) | (np.abs(a) == 1)))
 
 

@@ -52,7 +52,10 @@ class Native:
 
 
 def _limits(options: SolveOptions) -> dict[str, Any]:
-    limits: dict[str, Any] = {**options.native, "tol": options.tol, "time_limit": options.time_limit}
+    from lipmodel.backends.conic import check_options
+
+    limits = check_options(Native.name, options.native, {"max_iterations": 200})
+    limits |= {"tol": options.tol, "time_limit": options.time_limit}
     if options.max_iterations is not None:
         limits["max_iterations"] = options.max_iterations
     return limits
