@@ -1,33 +1,27 @@
-"""The native backend: a structure-exploiting solver for the diagonal-multiplier programs of chains.
+"""The native backend: a structure-exploiting solver for diagonal-multiplier programs of any shape.
 
-It reads the factors of a model (quadratic constraints, balls, output coupling), not a network, and refuses, with the
-reason, what is not of its shape. NumPy and SciPy only.
+It reads the factors of a model (quadratic constraints, balls, couplings), not a network, and refuses, with the reason,
+what is not of its shape. Chains of layers have an elimination of their own; everything else, residual networks, tied
+multipliers and programs stated by hand among them, is eliminated block by block over its signals. NumPy and SciPy only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from lipmodel.backends.base import Availability, Capabilities, Installed, Point, Progress, SolveOptions
-from lipmodel.model.model import Model
-from lipmodel.model.terms import Factored
-from lipmodel.model.variables import Expression, Variable
-
-if TYPE_CHECKING:
-    from lipmodel.backends.native.chain import ChainProblem
+from lipmodel.backends.base import Availability, Capabilities, Installed, Point, Progress, SolveOptions, Termination
+from lipmodel.model.model import Model, values_of
 
 Array = np.ndarray[Any, Any]
 
 
 class Native:
-    """The path follower for chains of dense or sparse layers, any slopes, l2 or linf input, l2 or one output."""
+    """The path follower for one matrix inequality of weighted products of linear forms, the weights affine."""
 
     name = "native"
-    description = "structure-exploiting path follower (NumPy/SciPy) for chains of layers"
+    description = "structure-exploiting path follower (NumPy/SciPy) for diagonal multipliers on any graph"
     capabilities = Capabilities(
         cones=frozenset({"psd-factored", "nonnegative"}), structured=True, max_order=6000, precision=1e-8, progress=True
     )
@@ -38,193 +32,81 @@ class Native:
         return Installed(version=__version__)
 
     def refuses(self, model: Model) -> str | None:
+        from lipmodel.backends.native.reading import NotReadable, form_of
+
         try:
-            _read(model)
-        except _Refused as refusal:
+            form_of(model)
+        except NotReadable as refusal:
             return str(refusal)
         return None
 
     def solve(self, model: Model, options: SolveOptions) -> Point:
-        from lipmodel.backends.conic import check_options
-        from lipmodel.backends.native.core import solve_chain
+        """Raises UsageError for a model that `refuses` refuses, and for an unknown option."""
+        from lipmodel.backends.native.chains import NotAChain, read_chain
 
-        chain = _read(model)
-
-        def report(state: Any) -> bool | None:
-            if options.progress is not None:
-                value, lower = (chain.objective(max(float(v), 0.0)) for v in (state.value, state.lower))
-                options.progress(
-                    Progress(iteration=state.iteration, objective=value, lower=lower, seconds=state.elapsed)
-                )
-            return None
-
-        limits = check_options(self.name, options.native, {"max_iterations": 200})
-        if options.max_iterations is not None:
-            limits["max_iterations"] = options.max_iterations
-        found = solve_chain(
-            chain.problem(), tol=options.tol, time_limit=options.time_limit, on_iterate=report, **limits
-        )
-        return Point(
-            values=chain.values(found.t, found.eta, found.value),
-            termination=found.status,
-            objective=chain.objective(found.value),
-            lower=chain.objective(found.lower),
-            iterations=found.iterations,
-            message=found.status,
-        )
+        try:
+            chain = read_chain(model)
+        except NotAChain:
+            return _solve_program(model, options)
+        return _solve_chain(chain, options)
 
 
-class _Refused(Exception):  # noqa: N818 - control flow of this file only
-    """Why a model is not of the shape that this backend solves."""
+def _limits(options: SolveOptions) -> dict[str, Any]:
+    from lipmodel.backends.conic import check_options
+
+    limits = check_options(Native.name, options.native, {"max_iterations": 200})
+    limits |= {"tol": options.tol, "time_limit": options.time_limit}
+    if options.max_iterations is not None:
+        limits["max_iterations"] = options.max_iterations
+    return limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Chain:
-    """A model read as min c'eta subject to the chain's inequality with output slack one."""
+def _solve_chain(chain: Any, options: SolveOptions) -> Point:
+    from lipmodel.backends.native.core import solve_chain
 
-    activations: tuple[Any, ...]
-    output: Any
-    t: tuple[Variable, ...]
-    kappa: Variable
-    sigma: Variable | None
-    price_in: float
-    price_out: float
+    def report(state: Any) -> bool | None:
+        if options.progress is not None:
+            value, lower = (chain.objective(max(float(v), 0.0)) for v in (state.value, state.lower))
+            options.progress(Progress(iteration=state.iteration, objective=value, lower=lower, seconds=state.elapsed))
+        return None
 
-    @property
-    def input_norm(self) -> str:
-        return "2" if self.kappa.size == 1 else "inf"
-
-    def problem(self) -> ChainProblem:
-        from lipmodel.backends.native.chain import ChainProblem
-
-        return ChainProblem(
-            weights=tuple(_stored(next(iter(a.pre.blocks.values()))) for a in self.activations),
-            alpha=tuple(a.alpha for a in self.activations),
-            beta=tuple(a.beta for a in self.activations),
-            output=_stored(self.output, dense=True),
-            input_norm="2" if self.input_norm == "2" else "inf",
-        )
-
-    def objective(self, value: float) -> float:
-        """The model's objective where the constant's square is `value`; the free scale between both ends is optimal."""
-        if self.sigma is None:
-            return self.price_in * value
-        return 2.0 * float(np.sqrt(self.price_in * self.price_out * value))
-
-    def values(self, t: tuple[Array, ...], eta: Array, value: float) -> dict[Variable, Array]:
-        # (kappa, t, sigma) and (c kappa, c t, sigma / c) are equally feasible: c balances the two prices.
-        c = 1.0 if self.sigma is None or value <= 0.0 else float(np.sqrt(self.price_out / (self.price_in * value)))
-        values = {v: c * np.asarray(x) for v, x in zip(self.t, t, strict=True)}
-        values[self.kappa] = c * np.asarray(eta[:1] if self.kappa.size == 1 else eta)
-        if self.sigma is not None:
-            values[self.sigma] = np.array([1.0 / c])
-        return values
-
-
-def _stored(m: Any, *, dense: bool = False) -> Any:
-    center = m.enclosure().center
-    if sp.issparse(center) and (dense or center.nnz > 0.2 * center.shape[0] * center.shape[1]):
-        return np.asarray(center.toarray())
-    return center
-
-
-def _read(model: Model) -> _Chain:
-    """The chain behind a model. Raises _Refused."""
-    if len(model.constraints) != 1 or len(model.matrix_constraints) != 1:
-        raise _Refused("it has constraints besides one matrix inequality")
-    by_kind: dict[str, list[Factored]] = {}
-    for term in model.matrix_constraints[0].terms:
-        if term.rule is None or not isinstance(term, Factored):
-            raise _Refused("it has a term stated by hand, which follows no rule")
-        by_kind.setdefault(term.rule.kind, []).append(term)
-    for kind, terms in by_kind.items():
-        if kind != "slope" and len(terms) > 1:
-            raise _Refused(f"it has {len(terms)} terms of the kind {kind}")
-    slopes = by_kind.get("slope", [])
-    if not slopes:
-        raise _Refused("it has no quadratic constraint of an activation")
-    activations = tuple(term.rule.subject for term in slopes if term.rule is not None)
-    t = tuple(_own_variable(term.weight, -2.0, "multipliers") for term in slopes)
-    if len(set(t)) != len(t):
-        raise _Refused("it shares multipliers between activations")
-    if "ball-input" not in by_kind:
-        raise _Refused("it has no ball on the input")
-    ball = by_kind["ball-input"][0]
-    _check_chain(activations, next(iter(ball.left.blocks)))
-    kappa = _ball_variable(ball.weight)
-    sigma, output = _output(by_kind)
-    if list(output.blocks) != [activations[-1].signal]:
-        raise _Refused("the output reads more than the last activation (a branch or a skip connection)")
-    price_in, price_out = _prices(model, kappa, sigma)
-    return _Chain(
-        activations=activations,
-        output=next(iter(output.blocks.values())),
-        t=t,
-        kappa=kappa,
-        sigma=sigma,
-        price_in=price_in,
-        price_out=price_out,
+    found = solve_chain(chain.problem(), on_iterate=report, **_limits(options))
+    return Point(
+        values=chain.values(found.t, found.eta, found.value),
+        termination=found.status,
+        objective=chain.objective(found.value),
+        lower=chain.objective(found.lower),
+        iterations=found.iterations,
+        message=found.status,
     )
 
 
-def _check_chain(activations: tuple[Any, ...], source: Any) -> None:
-    before = source
-    for activation in activations:
-        if list(activation.pre.blocks) != [before]:
-            raise _Refused(f"activation {activation.name!r} does not read just the layer before it: not a chain")
-        before = activation.signal
+def _solve_program(model: Model, options: SolveOptions) -> Point:
+    from lipmodel.backends.native.general import solve_program
+    from lipmodel.backends.native.reading import NotReadable, read_program
+    from lipmodel.errors import UsageError
 
+    def report(state: Any) -> bool | None:
+        if options.progress is not None:
+            options.progress(
+                Progress(iteration=state.iteration, objective=state.value, lower=state.lower, seconds=state.elapsed)
+            )
+        return None
 
-def _own_variable(weight: Expression, factor: float, what: str) -> Variable:
-    """The variable v with weight = factor * v entry by entry."""
-    if np.any(weight.constant) or len(weight.coefficients) != 1:
-        raise _Refused(f"its {what} are not plain variables")
-    variable, k = next(iter(weight.coefficients.items()))
-    if k.shape != (variable.size, variable.size) or (k - factor * sp.eye_array(variable.size)).count_nonzero():
-        raise _Refused(f"its {what} are tied or combined")
-    return variable
-
-
-def _ball_variable(weight: Expression) -> Variable:
-    """The variable of a ball: one number for all entries, or one per entry."""
-    if np.any(weight.constant) or len(weight.coefficients) != 1:
-        raise _Refused("a ball has a weight that is not a plain variable")
-    variable, k = next(iter(weight.coefficients.items()))
-    plain = sp.csr_array(np.ones((weight.size, 1))) if variable.size == 1 else sp.csr_array(sp.eye_array(variable.size))
-    if k.shape != plain.shape or (k - plain).count_nonzero():
-        raise _Refused("a ball has weights that are tied or combined")
-    return variable
-
-
-def _output(by_kind: dict[str, list[Factored]]) -> tuple[Variable | None, Any]:
-    if "output-output" in by_kind:
-        term = by_kind["output-output"][0]
-        if "output-dual" in by_kind or term.weight.coefficients or np.any(term.weight.constant != -1.0):
-            raise _Refused("its output term is not minus the square of the output")
-        return None, term.left
-    if "output-dual" not in by_kind or "ball-dual" not in by_kind:
-        raise _Refused("it has no output term")
-    term = by_kind["output-dual"][0]
-    if term.weight.coefficients or np.any(term.weight.constant != -2.0):
-        raise _Refused("its coupling with the output is not -2 dual'output")
-    sigma = _ball_variable(by_kind["ball-dual"][0].weight)
-    if sigma.size != 1:
-        raise _Refused("an l1 output of several entries is beyond this version")
-    return sigma, term.right if term.left.role == "dual" else term.left
-
-
-def _prices(model: Model, kappa: Variable, sigma: Variable | None) -> tuple[float, float]:
-    """Objective coefficients of the sum of kappa and of sigma."""
-    objective = model.objective
-    if objective is None or np.any(objective.constant):
-        raise _Refused("its objective has a constant")
-    prices: dict[Variable, float] = {}
-    for v, k in objective.coefficients.items():
-        row = np.asarray(k.todense()).ravel()
-        if np.any(row != row[0]) or (row[0] != 0.0 and v is not kappa and v is not sigma):
-            raise _Refused("its objective is not a price on the input ball and on the dual ball")
-        prices[v] = float(row[0])
-    price_in, price_out = prices.get(kappa, 0.0), 0.0 if sigma is None else prices.get(sigma, 0.0)
-    if price_in <= 0.0 or (sigma is not None and price_out <= 0.0):
-        raise _Refused("its objective leaves one of the balls without a price")
-    return price_in, price_out
+    try:
+        program = read_program(model)
+    except NotReadable as refusal:
+        raise UsageError(f"the native backend does not take this model: {refusal}") from None
+    found = solve_program(program, on_iterate=report, **_limits(options))
+    if found.y is None:
+        status: Termination = found.status if found.status in ("time-limit", "interrupted") else "failed"
+        message = "no strictly feasible point was found"
+        return Point(values=None, termination=status, iterations=found.iterations, message=message)
+    return Point(
+        values=values_of(model, found.y),
+        termination=found.status,
+        objective=found.value,
+        lower=found.lower,
+        iterations=found.iterations,
+        message=found.status,
+    )

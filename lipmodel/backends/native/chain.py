@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 Exponents = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-Status = Literal["optimal", "time-limit", "iteration-limit", "interrupted", "inaccurate"]
+Status = Literal["optimal", "time-limit", "iteration-limit", "interrupted", "inaccurate", "failed"]
 
 ABSENT = -(1 << 40)  # the binary exponent of zero: below any exponent that a sum of double exponents can reach
 SPARSE_DENSITY = 0.02  # below this a compressed product beats a dense one by more than the ratio of their flop rates

@@ -29,7 +29,7 @@ from lipmodel.backends.native.chain import (
     split,
     unscale,
 )
-from lipmodel.backends.native.elimination import elimination_order
+from lipmodel.backends.native.elimination import chain_barrier, elimination_order
 from lipmodel.backends.native.follower import Outcome, Progress, follow_path
 from lipmodel.backends.native.start import Start, closed_form, tightened
 
@@ -56,7 +56,7 @@ def solve_chain(
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
-    with _single_thread(), np.errstate(all="ignore"):
+    with single_thread(), np.errstate(all="ignore"):
         return _solve(problem, tol, began, deadline, max_iterations, on_iterate)
 
 
@@ -67,7 +67,8 @@ def _thread_pools() -> Any:
     return ThreadpoolController()
 
 
-def _single_thread() -> Any:
+def single_thread() -> Any:
+    """Context: BLAS on one thread."""
     return _thread_pools().limit(limits=1, user_api="blas")
 
 
@@ -108,7 +109,7 @@ def _solve(
         return on_iterate(progress) is not False
 
     outcome = follow_path(
-        start.chain, start.y, tol=tol, deadline=deadline, max_iterations=max_iterations, report=report
+        chain_barrier(start.chain), start.y, tol=tol, deadline=deadline, max_iterations=max_iterations, report=report
     )
     if outcome.status != "optimal":
         outcome = replace(outcome, y=tightened(start.chain, outcome.y))

@@ -1,4 +1,4 @@
-"""Dual path follower for the multipliers of a chain: every iterate is strictly feasible, so every iterate is a bound.
+"""Dual path follower for diagonal multipliers: every iterate is strictly feasible, so every iterate is a bound.
 
 Minimises c'y - mu logdet S(y) for mu -> 0 with the exact Hessian. A linear offset makes any start central; a
 second-order predictor follows the path; correctors are quasi-Newton steps that reuse the factored Hessian. With M the
@@ -13,13 +13,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lipmodel.backends.native.barrier import Metric, factor_metric
-from lipmodel.backends.native.chain import Array, Chain, Status
-from lipmodel.backends.native.elimination import Elimination, elimination_order
+from lipmodel.backends.native.chain import Array, Status
 
 # shares of mu that a prediction may take off, and the decrement that it may have to be accepted, or to be extended
 SHARES = (
@@ -31,6 +30,27 @@ CENTRAL = 0.9  # decrement above which an iterate is brought back by a line sear
 CORRECTED = 0.3  # decrement at which the correctors stop
 CORRECTORS = 6
 IDLE = 8  # iterations without progress before less is asked of a step
+
+
+class Barrier(Protocol):
+    """min cost'y subject to S(y) > 0, S affine: what there is to know about -logdet S, by one elimination or another.
+
+    A factor has `logdet`, what `complete` makes of it has `gradient`, both of logdet S(y); order: of S; root: whether
+    the bound is the root of the objective.
+    """
+
+    @property
+    def cost(self) -> Array: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def root(self) -> bool: ...
+    def factorize(self, y: Array) -> Any:
+        """None unless S(y) > 0."""
+
+    def complete(self, factor: Any) -> Any: ...
+    def hessian(self, factor: Any, band: Any) -> Array:
+        """Of -logdet S, shape (unknowns, unknowns); the caller may overwrite it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
-    """The best point of a run, in the chain's own units; `status` as in ChainSolution."""
+    """The best point of a run, in the barrier's own units; `status` as in ChainSolution."""
 
     y: Array
     lower: float
@@ -63,21 +83,27 @@ class _Stop(Exception):  # noqa: N818 - not an error: it ends the run from insid
 class _Run:
     """The problem and the best that is known about it."""
 
-    chain: Chain
-    elimination: Elimination
-    cost: Array
+    barrier: Barrier
     deadline: float
+    target: float
     best: Array
     value: float
-    lower: float = 0.0
+    lower: float
+    fade: bool
+
+    @property
+    def cost(self) -> Array:
+        return self.barrier.cost
 
     def factor(self, y: Array) -> Any:
         """The factor at y, None unless S(y) > 0; remembers y where it is the best feasible point so far."""
         if time.monotonic() > self.deadline:
             raise _Stop("time-limit")
-        factor = self.elimination.factorize(self.chain, y)
+        factor = self.barrier.factorize(y)
         if factor is not None and float(self.cost @ y) < self.value:
             self.best, self.value = y.copy(), float(self.cost @ y)
+            if self.value < self.target:
+                raise _Stop("optimal")
         return factor
 
     def point(self, y: Array) -> _Point | None:
@@ -86,12 +112,15 @@ class _Run:
         return None if factor is None else self.complete(y, factor)
 
     def complete(self, y: Array, factor: Any) -> _Point:
-        band = self.elimination.band_inverse(self.chain, factor)
+        band = self.barrier.complete(factor)
         return _Point(y=y, factor=factor, band=band, gradient=band.gradient)
 
     def gap(self) -> float:
-        """Relative gap on the square root of the objective."""
-        return 1 - math.sqrt(max(self.lower, 0.0) / self.value) if self.lower < self.value else 0.0
+        """Relative gap on the bound."""
+        if self.lower >= self.value:
+            return 0.0
+        ratio = max(self.lower, 0.0) / self.value if self.value > 0.0 else 0.0
+        return 1 - (math.sqrt(ratio) if self.barrier.root else ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,31 +140,30 @@ class _Path:
     mu: float
     offset: Array
     newton: Array  # the step to the path at this mu
-    tangent: Array  # what y loses per share of mu taken off
+    price: Array  # M^-1 cost / mu
+    tangent: Array  # what y loses per share of mu, and of the offset, taken off
 
 
 def follow_path(
-    chain: Chain,
+    barrier: Barrier,
     y: Array,
     *,
     tol: float,
     deadline: float,
     max_iterations: int,
     report: Callable[[int, float, float, float], bool],
+    target: float = -math.inf,
+    lower: float = 0.0,
+    fade: bool = False,
 ) -> Outcome:
     """Follow the central path from the strictly feasible y until the bound is known to the relative tolerance `tol`.
 
-    report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False.
+    report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False, and as soon
+    as the objective is below `target`. lower: a lower bound on the objective that is known beforehand. fade: let the
+    offset shrink with mu, which a start far from the path needs; near it a constant one takes fewer iterations.
     """
-    cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
-    run = _Run(
-        chain=chain,
-        elimination=elimination_order(chain),
-        cost=cost,
-        deadline=deadline,
-        best=y.copy(),
-        value=float(cost @ y),
-    )
+    value = float(barrier.cost @ y)
+    run = _Run(barrier=barrier, deadline=deadline, target=target, best=y.copy(), value=value, lower=lower, fade=fade)
     status: Status = "inaccurate"
     iterations = 0
     try:
@@ -166,11 +194,11 @@ def _iterate(run: _Run, y: Array) -> Iterator[None]:
     point = run.point(y)
     if point is None:
         return
-    mu = float(run.cost @ y) / run.chain.order
+    mu = float(run.cost @ y) / run.barrier.order
     offset = point.gradient - run.cost / mu  # y minimises cost'y / mu + offset'y - logdet S
     rung, patience, watch = 0, 0, _Watch()
     while patience < len(PATIENCE):
-        metric = factor_metric(run.elimination.hessian(run.chain, point.factor, point.band))
+        metric = factor_metric(run.barrier.hessian(point.factor, point.band))
         if metric is None:
             return
         ascent, price = metric.refined(point.gradient), metric.refined(run.cost)
@@ -179,15 +207,25 @@ def _iterate(run: _Run, y: Array) -> Iterator[None]:
             offset = np.zeros_like(offset)
         _bound_below(run, point, metric, mu, ascent, price)
         yield
-        newton = ascent - price / mu - metric.solve(offset)
+        aside = metric.solve(offset)
+        newton = ascent - price / mu - aside
         decrement = math.sqrt(max(float(newton @ (pure - offset)), 0.0))
         step = None
         if decrement <= CENTRAL:
-            path = _Path(point=point, metric=metric, mu=mu, offset=offset, newton=newton, tangent=price / mu)
+            path = _Path(
+                point=point,
+                metric=metric,
+                mu=mu,
+                offset=offset,
+                newton=newton,
+                price=price / mu,
+                tangent=price / mu - aside if run.fade else price / mu,
+            )
             step = _predict(run, path, rung, *PATIENCE[patience])
         if step is not None:
             rung, moved = step
             mu *= 1 - SHARES[rung]
+            offset = offset * (1 - SHARES[rung]) if run.fade else offset
             point = _correct(run, moved, metric, run.cost / mu + offset)
         else:
             centred = _line_search(run, point, newton, run.cost / mu + offset)
@@ -222,9 +260,9 @@ def _bound_below(run: _Run, point: _Point, metric: Metric, mu: float, ascent: Ar
         step = ascent - price / level
         # what the solve leaves of the primal equalities, priced at multipliers of the present size
         residual = metric.apply(step) - (point.gradient - run.cost / level)
-        slack = run.chain.order - float(point.gradient @ step) + 2 * float(np.abs(residual) @ point.y)
+        slack = run.barrier.order - float(point.gradient @ step) + 2 * float(np.abs(residual) @ np.abs(point.y))
         bound = value - level * slack
-        if bound > run.lower and run.elimination.factorize(run.chain, point.y - step) is not None:
+        if bound > run.lower and run.barrier.factorize(point.y - step) is not None:
             run.lower = bound
 
 
@@ -268,14 +306,15 @@ def _predict(run: _Run, path: _Path, rung: int, accept: float, extend: float) ->
     ahead, behind = run.point(point.y + width * tangent), run.point(point.y - width * tangent)
     bend = np.zeros_like(tangent)
     if ahead is not None and behind is not None:
-        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - tangent
+        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - path.price
 
     def attempt(index: int) -> tuple[float, _Point] | None:
         share = SHARES[index]
         trial = run.point(point.y + path.newton - share * tangent + share**2 * bend)
         if trial is None:
             return None
-        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + path.offset - trial.gradient)
+        offset = path.offset * (1 - share) if run.fade else path.offset
+        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + offset - trial.gradient)
         return (decrement, trial) if decrement < accept else None
 
     index = max(rung - 1, 0)

@@ -1,0 +1,305 @@
+"""Solve a program: prune, reduce, start, follow the path, put all back, check."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lipmodel.backends.native.blocks import BlockBarrier
+from lipmodel.backends.native.chain import Array, Status, shift
+from lipmodel.backends.native.core import NARROW, single_thread
+from lipmodel.backends.native.follower import Outcome, Progress, follow_path
+from lipmodel.backends.native.launch import Launch, launched
+from lipmodel.backends.native.program import NO_SIGNAL, Blocks, Program, compressed
+from lipmodel.backends.native.pruning import NOTHING, Pruned, embedded, pruned
+from lipmodel.backends.native.structure import Structure, structure_of
+from lipmodel.backends.native.units import scaled
+
+SHARES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
+"""How far the result is moved towards the start, until it is feasible in the original numbers."""
+
+
+ZERO = 1e-40
+"""An objective this small beside that of the start is zero: no relative gap would ever close."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Solution:
+    """The best strictly feasible point found; y is None where there is none.
+
+    value: cost'y; lower: objective of a primal feasible point (in floating point, no proof), or 0. status: as in
+    ChainSolution, "failed" where no strictly feasible point was found.
+    """
+
+    y: Array | None
+    value: float
+    lower: float
+    status: Status
+    iterations: int
+
+
+def solve_program(
+    program: Program,
+    *,
+    tol: float = 1e-6,
+    time_limit: float | None = None,
+    max_iterations: int = 200,
+    on_iterate: Callable[[Progress], bool | None] | None = None,
+) -> Solution:
+    """The best strictly feasible point of a program, to a relative gap `tol` on its bound.
+
+    time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is
+    caught and returns the best point. BLAS runs on one thread. Does not raise on finite data.
+    """
+    began = time.monotonic()
+    deadline = math.inf if time_limit is None else began + time_limit
+    with single_thread(), np.errstate(all="ignore"):
+        try:
+            return _solve(program, tol, began, deadline, max_iterations, on_iterate)
+        except KeyboardInterrupt:
+            return _none("interrupted")
+        except (MemoryError, np.linalg.LinAlgError):
+            return _none("failed")
+
+
+def _none(status: Status) -> Solution:
+    return Solution(y=None, value=math.inf, lower=0.0, status=status, iterations=0)
+
+
+def _solve(
+    program: Program,
+    tol: float,
+    began: float,
+    deadline: float,
+    max_iterations: int,
+    on_iterate: Callable[[Progress], bool | None] | None,
+) -> Solution:
+    normal = _normalised(program)
+    whole = program if normal is None else normal.program
+    structure = structure_of(whole)
+    wide, widened = _widened(whole, structure)
+    small = pruned(wide)
+    if not small.unknowns.any():
+        return _nothing(program, whole, small, normal)
+    reduced = _reduced(small.program)
+    known = structure_of(reduced)
+    start = launched(reduced, known, deadline)
+    if start is None:
+        return _none("time-limit" if time.monotonic() > deadline else "failed")
+    power = start.units.power
+
+    def report(iteration: int, value: float, lower: float, gap: float) -> bool:
+        if on_iterate is None:
+            return True
+        low = 0.0 if widened else lower
+        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, low)]
+        if normal is not None:
+            both = [normal.objective(v) for v in both]
+        progress = Progress(
+            iteration=iteration,
+            value=both[0],
+            lower=both[1],
+            gap=1.0 if widened else gap,
+            elapsed=time.monotonic() - began,
+        )
+        return on_iterate(progress) is not False
+
+    outcome = follow_path(
+        start.barrier,
+        start.y,
+        tol=tol,
+        deadline=deadline,
+        max_iterations=max_iterations,
+        report=report,
+        target=ZERO * float(start.barrier.cost @ start.y),
+        fade=known is None or bool(known.extra) or not start.barrier.root,
+    )
+    if widened:
+        outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
+    try:
+        return _restored(program, whole, small, start, outcome, normal)
+    except KeyboardInterrupt:
+        return _restored(program, whole, small, start, replace(outcome, status="interrupted"), normal)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exact changes of the program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Normal:
+    """A homogeneous program with one weight for its dual ball, that weight set to one: the objective becomes a square.
+
+    (kappa, t, sigma) and (c kappa, c t, sigma / c) are equally feasible, and a kappa + b sigma with the best c is
+    2 sqrt(a b).
+    """
+
+    program: Program
+    unknown: int  # sigma
+    price: float  # b
+
+    def objective(self, value: float) -> float:
+        """a kappa + b sigma where a kappa is `value` at sigma = 1."""
+        return 2.0 * math.sqrt(max(self.price * value, 0.0))
+
+    def point(self, y: Array, value: float) -> Array:
+        scale = math.sqrt(self.price / value) if value > 0.0 else 1.0
+        return np.insert(scale * y, self.unknown, 1.0 / scale)
+
+
+def _normalised(program: Program) -> _Normal | None:
+    structure = structure_of(program)
+    if structure is None or structure.extra or len(structure.duals) != 1 or program.root:
+        return None
+    ((_, g),) = structure.duals.items()
+    span = program.spans[g]
+    part = program.weights[span]
+    sigma = int(part.indices[0])
+    if np.any(part.indices != sigma) or program.cost[sigma] <= 0.0 or np.any(program.shift):
+        return None
+    others = np.flatnonzero(np.arange(program.unknowns) != sigma)
+    shifted = program.shift.copy()
+    shifted[span] = np.asarray(part.sum(axis=1)).ravel()
+    return _Normal(
+        program=replace(
+            program,
+            weights=program.weights[:, others],
+            shift=shifted,
+            cost=program.cost[others],
+            nonnegative=program.nonnegative[others],
+            root=True,
+        ),
+        unknown=sigma,
+        price=float(program.cost[sigma]),
+    )
+
+
+def _widened(program: Program, structure: Structure | None) -> tuple[Program, bool]:
+    """Slope intervals too narrow for double precision widened about their centre, which keeps feasible points feasible.
+
+    With c the centre and r the radius a neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is
+    one for a smaller radius too, at the same t. A bound from below is not carried over.
+    """
+    if structure is None:
+        return program, False
+    changed, rows = False, list(program.rows)
+    for g in structure.activations:
+        group = rows[g]
+        low, high = np.minimum(group.alpha, group.beta), np.maximum(group.alpha, group.beta)
+        least = NARROW * np.maximum(np.abs(low), np.abs(high))
+        narrow = high - low < least
+        if narrow.any():
+            changed, centre = True, low + (high - low) / 2
+            rows[g] = replace(
+                group,
+                alpha=np.where(narrow, centre - least / 2, low),
+                beta=np.where(narrow, centre + least / 2, high),
+            )
+    return (replace(program, rows=tuple(rows)) if changed else program), changed
+
+
+def _reduced(program: Program) -> Program:
+    """Signals measured by one number in the coordinates that anything else reads (QR), where those are fewer."""
+    for s, size in enumerate(program.sizes):
+        own = [g for g, rows in enumerate(program.rows) if rows.signal == s]
+        if (
+            len(own) != 1
+            or program.rows[own[0]].pre
+            or not program.rows[own[0]].covers(size)
+            or (s, s) in program.constant
+        ):
+            continue
+        span = program.spans[own[0]]
+        part = program.weights[span]
+        same = np.all(program.shift[span] == program.shift[span][0]) and (part - part[[0] * size]).count_nonzero() == 0
+        readers: Blocks = {g: rows.pre[s].T for g, rows in enumerate(program.rows) if s in rows.pre}
+        near = {a: block.T for (a, b), block in program.constant.items() if b == s}
+        far = {b: block for (a, b), block in program.constant.items() if a == s}
+        count = sum(block.shape[1] for block in (*readers.values(), *near.values(), *far.values()))
+        if not same or not 0 < count < size:
+            continue
+        found, coupled = compressed(readers, {**near, **far})
+        rows = list(program.rows)
+        for g, block in found.items():
+            rows[g] = replace(rows[g], pre={**rows[g].pre, s: np.ascontiguousarray(block.T)})
+        ball = rows[own[0]]
+        rows[own[0]] = replace(ball, index=ball.index[:count], alpha=ball.alpha[:count], beta=ball.beta[:count])
+        keep = np.ones(len(program.shift), dtype=bool)
+        keep[span.start + count : span.stop] = False
+        constant = dict(program.constant)
+        for j, block in coupled.items():
+            constant[(j, s) if j < s else (s, j)] = block.T if j < s else block
+        program = replace(
+            program,
+            sizes=tuple(count if j == s else n for j, n in enumerate(program.sizes)),
+            rows=tuple(rows),
+            weights=program.weights[keep],
+            shift=program.shift[keep],
+            constant=constant,
+        )
+    return program
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Back to the original numbers
+
+
+def _restored(
+    program: Program,
+    whole: Program,
+    small: Pruned,
+    start: Launch,
+    outcome: Outcome,
+    normal: _Normal | None,
+) -> Solution:
+    """The outcome in the original units, moved towards the start as little as makes it feasible there."""
+    lower = float(shift(np.array(start.objective(outcome.lower)), start.units.power))
+    status: Status = outcome.status
+    for share in SHARES:
+        if share > 1e-7:
+            status = "inaccurate" if status == "optimal" else status
+        point = start.point((1 - share) * outcome.y + share * start.y)
+        y = embedded(whole, small, shift(point, start.units.unknowns))
+        if feasible(whole, y):
+            return _solution(program, y, lower, status, outcome.iterations, normal)
+    return replace(_none("inaccurate"), lower=lower, iterations=outcome.iterations)
+
+
+def _solution(
+    program: Program, y: Array, lower: float, status: Status, iterations: int, normal: _Normal | None
+) -> Solution:
+    if normal is not None:
+        value = float(normal.program.cost @ y)
+        y, lower = normal.point(y, value), normal.objective(lower)
+    value = float(program.cost @ y)
+    return Solution(y=y, value=value, lower=min(lower, value), status=status, iterations=iterations)
+
+
+def _nothing(program: Program, whole: Program, small: Pruned, normal: _Normal | None) -> Solution:
+    """A network that is constant."""
+    y = embedded(whole, small, np.zeros(0))
+    if not feasible(whole, y):
+        return _none("inaccurate")
+    return _solution(program, y, 0.0, "optimal", 0, normal)
+
+
+def feasible(program: Program, y: Array) -> bool:
+    """Block Cholesky of the whole inequality, under a diagonal congruence by powers of two."""
+    if not np.all(np.isfinite(y)) or np.any(y[program.nonnegative] < 0.0):
+        return False
+    t = program.weights @ y + program.shift
+    signals = [np.full(size, -(1 << 40)) for size in program.sizes]
+    for rows, span in zip(program.rows, program.spans, strict=True):
+        if rows.signal != NO_SIGNAL:
+            weight = np.abs(t[span])
+            level = np.where(weight > 0.0, np.frexp(weight)[1].astype(np.int64), -(1 << 40))
+            np.maximum.at(signals[rows.signal], rows.index, level)
+    units = [np.where(level > -(1 << 39), -(level // 2), 0) for level in signals]
+    own = np.where(y != 0.0, np.frexp(np.abs(y))[1].astype(np.int64), NOTHING)
+    changed, _ = scaled(program, units, own)
+    barrier = BlockBarrier(changed, np.zeros(program.unknowns, dtype=bool))
+    return barrier.factorize(np.ldexp(y, -own)[barrier.unknowns]) is not None
