@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,29 +17,25 @@ from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOpt
 from lipmodel.certify.certificate import lmi_proof, product_proof
 from lipmodel.certify.extract import extract, sound_point
 from lipmodel.certify.lmi import Multipliers
+from lipmodel.clock import Clock
 from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
 from lipmodel.families import Member, member_spec, restricted
 from lipmodel.formulation import Formulation
 from lipmodel.model.model import Model
 from lipmodel.model.norm_expression import NormExpression
 from lipmodel.model.terms import Factored
-from lipmodel.network.increments import (
-    IncrementSystem,
-    dense_entries,
-    exact_system,
-    float_system,
-)
-from lipmodel.spec import Spec
+from lipmodel.network.increments import IncrementSystem, dense_entries
+from lipmodel.prover import Comparison, Prover
+from lipmodel.spec import Norm, Spec
 
 if TYPE_CHECKING:
+    from lipmodel.certify.product_rule import ProvedProduct
     from lipmodel.model.terms import Term
 
 MAX_ORDER = 6000
 """Orders of the matrix inequality beyond which no proof of it is attempted."""
 MAX_ENTRIES = 60_000_000
 """Entries of the expanded system beyond which only norm bounds are computed."""
-CONFIRMED = 1e-4
-"""A solver's optimum counts as confirmed if the bound proved from it is no worse than this, relatively."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,36 +56,12 @@ class Part:
     assumptions: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(slots=True, kw_only=True)
-class Clock:
-    """Seconds spent by stage, and the deadline of the whole command."""
-
-    started: float
-    limit: float | None
-    spent: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def deadline(self) -> float:
-        return math.inf if self.limit is None else self.started + self.limit
-
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside under this name."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Run:
     """How the members of one family are to be solved; `cache` shares their matrices.
 
-    interrupted: set by the first interrupt of a solver; the members that are left keep their closed-form bound.
+    product: the product bound of the whole network, with its proof, once it is known. interrupted: set by the first
+    interrupt; the members that are left keep their closed-form bound.
     """
 
     formulation: Formulation
@@ -103,7 +75,17 @@ class Run:
     say: Callable[[str], None]
     progress: Callable[[Progress], None] | None
     cache: dict[int, Any] = field(default_factory=dict)
+    product: ProvedProduct | None = None
     interrupted: bool = False
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """An interrupt inside ends what stands here and nothing else: what is proved by then remains."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.say("interrupted: keeping what is proved")
 
 
 def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: float | None) -> Part:
@@ -120,9 +102,10 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     if not provable(system):
         run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")
         return _by_norms(system, member, run)
+    prover = Prover(system=system, member=member, clock=run.clock, cache=run.cache)
     if isinstance(built, Multipliers):
-        return _by_multipliers(system, member, run, [(run.formulation.name, built)])
-    point, used = _point(built, run, time_limit)
+        return _by_multipliers(prover, member, run, [(run.formulation.name, built)])
+    point, used = _point(built, prover, run, time_limit)
     facts: dict[str, Any] = {
         "claim": None if point.objective is None else built.bound_of(point.objective),
         "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
@@ -130,14 +113,14 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         "backend": used,
     }
     if point.values is None:
-        return _by_multipliers(system, member, run, [], **facts)
+        return _by_multipliers(prover, member, run, [], **facts)
     multipliers, own = extract(built, system, point.values)
     if own:
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
         if part is not None:
             return part
     facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
-    return _by_multipliers(system, member, run, [(used or run.formulation.name, multipliers)], **facts)
+    return _by_multipliers(prover, member, run, [(used or run.formulation.name, multipliers)], **facts)
 
 
 def free_multipliers(model: Model) -> bool:
@@ -203,11 +186,14 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def choose_backend(model: Model) -> tuple[Backend | None, list[tuple[str, str]]]:
-    """The first backend that takes the model at its size, and why those before it do not."""
+def choose_backend(model: Model, without: Collection[str] = ()) -> tuple[Backend | None, list[tuple[str, str]]]:
+    """The first backend that takes the model at its size, and why those before it do not; some may be left out."""
     refusals: list[tuple[str, str]] = []
     sizes: dict[bool, int] = {}
     for name in backend_names():
+        if name in without:
+            refusals.append((name, "it found no point"))
+            continue
         candidate = find_backend(name, usable=False)
         state = candidate.available()
         if not isinstance(state, Installed):
@@ -247,53 +233,70 @@ def _refusal(candidate: Backend, model: Model) -> str | None:
         return f"its check of the model failed ({type(error).__name__}: {error})"
 
 
-def _point(model: Model, run: Run, time_limit: float | None) -> tuple[Point, str | None]:
-    """A solver's point, or none: a failure is a termination, never an exception."""
-    chosen = run.backend
-    if chosen is None:
-        chosen, refusals = choose_backend(model)
+def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> tuple[Point, str | None]:
+    """A solver's point, or none: a failure is a termination, never an exception.
+
+    Where no backend was asked for, the next one is tried after one that finds nothing.
+    """
+    if run.backend is not None:
+        refusal = _refusal(run.backend, model)
+        if refusal is not None:
+            raise UsageError(f"the backend {run.backend.name!r} does not take this model: {refusal}")
+        return _solved(model, run.backend, prover, run, time_limit), run.backend.name
+    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    tried: list[str] = []
+    while True:
+        chosen, refusals = choose_backend(model, tried)
         if chosen is None:
             why = "; ".join(f"{name}: {reason}" for name, reason in refusals)
             run.say(f"no backend takes this model ({why}): closed-form multipliers instead")
-            return Point(values=None, termination="closed-form", message=why), None
-    else:
-        refusal = _refusal(chosen, model)
-        if refusal is not None:
-            raise UsageError(f"the backend {chosen.name!r} does not take this model: {refusal}")
+            return Point(values=None, termination="failed" if tried else "closed-form", message=why), None
+        left = None if time_limit is None else deadline - time.monotonic()
+        point = _solved(model, chosen, prover, run, left)
+        if point.values is not None or point.termination != "failed":
+            return point, chosen.name
+        tried.append(chosen.name)
+
+
+def _solved(model: Model, chosen: Backend, prover: Prover, run: Run, time_limit: float | None) -> Point:
+    """The point of one backend."""
     if run.interrupted:
-        return Point(values=None, termination="interrupted"), chosen.name
+        return Point(values=None, termination="interrupted")
     if time_limit is not None and time_limit < 1e-3:
-        return Point(values=None, termination="time-limit"), chosen.name
+        return Point(values=None, termination="time-limit")
     options = SolveOptions(
-        tol=run.tol, time_limit=time_limit, verbose=run.verbose, native=run.native, progress=_shown(model, run.progress)
+        tol=run.tol,
+        time_limit=time_limit,
+        verbose=run.verbose,
+        native=run.native,
+        progress=_watched(model, prover, run.progress),
     )
     with run.clock.stage("solve"):
         try:
-            return sound_point(model, chosen.solve(model, options)), chosen.name
+            return sound_point(model, chosen.solve(model, options))
         except (BackendUnavailable, UsageError):
             raise
         except KeyboardInterrupt:
             run.interrupted = True
             run.say("interrupted: proving what there is")
-            return Point(values=None, termination="interrupted"), chosen.name
+            return Point(values=None, termination="interrupted")
         except BaseException as error:  # a panic of a solver written in Rust is no Exception
-            run.say(f"{chosen.name} failed ({type(error).__name__}: {error}): proving a closed-form bound")
-            return Point(values=None, termination="failed", message=str(error)), chosen.name
+            run.say(f"{chosen.name} failed ({type(error).__name__}: {error})")
+            return Point(values=None, termination="failed", message=str(error))
 
 
-def _shown(model: Model, progress: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
-    """The progress of a solver in units of the constant, not of the objective."""
+def _watched(
+    model: Model, prover: Prover, progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None] | None:
+    """What a solver reports to, which proves its improvements and passes them on; None where nobody listens."""
     if progress is None:
         return None
-
-    def show(state: Progress) -> None:
-        progress(replace(state, objective=model.bound_of(state.objective), lower=model.bound_of(state.lower)))
-
-    return show
+    observe = prover.watch(model)
+    return lambda state: progress(observe(state))
 
 
 def _by_multipliers(
-    system: IncrementSystem,
+    prover: Prover,
     member: Member,
     run: Run,
     candidates: list[tuple[str, Multipliers]],
@@ -302,36 +305,23 @@ def _by_multipliers(
     lower: float | None = None,
     termination: Termination = "closed-form",
     backend: str | None = None,
-    comparison: Literal["doubt", "doubt-tied"] = "doubt",
+    comparison: Comparison = "doubt",
 ) -> Part:
-    """The best proved bound; closed forms join in unless a solver's optimum was confirmed.
-
-    Confirmed: called optimal, proved to `CONFIRMED`, and no closed form of the same feasible set is better.
-    """
-    from lipmodel.certify.kernel import decides_positive_semidefinite, exact_lmi
-    from lipmodel.certify.repair import prove
-
-    p, q = member.norms
-    with run.clock.stage("certify"):
-        matrices = float_system(system, run.cache)
-        exact: list[Any] = []
-
-        def verifiable(multipliers: Multipliers) -> bool:
-            """What `verify` will ask, so that it accepts every certificate that is written."""
-            if not exact:
-                exact.append(exact_system(system))
-            return decides_positive_semidefinite(exact_lmi(exact[0], multipliers))
-
-        best = None
-        if candidates:
-            best = prove(matrices, p, q, candidates, closed=comparison, deadline=run.clock.deadline, check=verifiable)
-        claimed = claim * (1.0 + CONFIRMED) if claim is not None and termination == "optimal" else -math.inf
-        if best is None or best.bound > claimed:
-            closed = prove(matrices, p, q, (), deadline=run.clock.deadline, check=verifiable)
-            if closed is not None and (best is None or closed.bound < best.bound):
-                best = closed
+    """The part with the best bound that the prover settles on; norms where it proves nothing."""
+    already = run.interrupted
+    with run.clock.stage("certify"), run.finishing():
+        prover.settle(
+            candidates,
+            claim=math.inf if claim is None else claim,
+            optimal=termination == "optimal" and claim is not None,
+            comparison=comparison,
+            deadline=run.clock.deadline,
+        )
+    if run.interrupted and not already:
+        termination = "interrupted"
+    best = prover.best
     if best is None or not math.isfinite(best.bound):
-        return _by_norms(system, member, run, claim=claim, lower=lower, termination=termination, backend=backend)
+        return _by_norms(prover.system, member, run, claim=claim, lower=lower, termination=termination, backend=backend)
     return Part(
         member=member,
         bound=best.bound,
@@ -377,14 +367,22 @@ def _by_assumption(
 
 def _by_norms(system: IncrementSystem, member: Member, run: Run, **facts: Any) -> Part:
     """The product bound, which needs no expansion."""
+    whole = member.row is None and member.column is None and member.norms == run.spec.norms
     with run.clock.stage("certify"):
-        bound, proof = product_bound_of(system, member.norms)
+        if whole and run.product is not None:
+            bound, proof = product_part(run.product)
+        else:
+            bound, proof = product_bound_of(system, member.norms)
     return Part(member=member, bound=bound, proof=proof, **facts)
 
 
-def product_bound_of(system: IncrementSystem, norms: tuple[str, str]) -> tuple[float, dict[str, Any]]:
+def product_bound_of(system: IncrementSystem, norms: tuple[Norm, Norm]) -> tuple[float, dict[str, Any]]:
     """The product bound of a system, rounded up, and its proof. It may be inf where norms overflow."""
-    from lipmodel.certify.product_rule import product_certificate, product_system
+    from lipmodel.certify.product_rule import product_system, prove_product
 
-    bound, claims = product_certificate(product_system(system), norms[0], norms[1])
-    return bound, product_proof(claims, norms, bound)
+    return product_part(prove_product(product_system(system), *norms))
+
+
+def product_part(proved: ProvedProduct) -> tuple[float, dict[str, Any]]:
+    """A product bound and its proof, reduced to the claims that it needs."""
+    return proved.bound, product_proof(proved.claims(), proved.norms, proved.bound)

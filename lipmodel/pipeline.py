@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from lipmodel.backends import backend as find_backend
 from lipmodel.backends.base import Progress, Termination
 from lipmodel.certify.certificate import certificate, largest_proof, network_named
+from lipmodel.clock import Clock
 from lipmodel.errors import SoundnessError, UsageError
-from lipmodel.families import chosen_outputs, measured, member_spec, members, restricted, row_labels
+from lipmodel.families import Member, chosen_outputs, measured, member_spec, members, restricted, row_labels
 from lipmodel.formulation import Formulation
 from lipmodel.formulation import formulation as find_formulation
-from lipmodel.member import Clock, Part, Run, build, product_bound_of, provable, solve_member
+from lipmodel.member import Part, Run, build, product_bound_of, product_part, provable, solve_member
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem, increments
@@ -102,7 +103,7 @@ def solve(
         progress=progress,
     )
     with _single_thread():
-        parts = _parts(system, run)
+        parts = _first_parts(system, run)
         bound, proof, assumptions = _overall(system, parts, run)
         found = _witness(network, request.spec, bound, clock, say) if witness else None
         if assumptions and found is not None and found.ratio > bound:
@@ -168,6 +169,24 @@ def _single_thread() -> Iterator[None]:
         yield
 
 
+def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
+    """The product bound of the whole, which is proved from then on whatever happens; then every member."""
+    from lipmodel.certify.product_rule import product_system, prove_product
+
+    with run.clock.stage("certify"):
+        run.product = prove_product(product_system(system), *run.spec.norms)
+    bound = run.product.bound
+    if run.progress is not None:
+        seconds = time.monotonic() - run.clock.started
+        run.progress(Progress(iteration=0, objective=bound, lower=0.0, seconds=seconds, bound=bound))
+    try:
+        return _parts(system, run)
+    except KeyboardInterrupt:
+        run.say("interrupted again: the product bound is the answer")
+        bound, proof = product_part(run.product)
+        return [Part(member=Member(norms=run.spec.norms), bound=bound, proof=proof, termination="interrupted")]
+
+
 def _parts(system: IncrementSystem, run: Run) -> list[Part]:
     """Every member of the family, one after the other; those that come too late keep their closed-form bound."""
     family = members(system, run.spec, run.formulation.norms, run.formulation.name)
@@ -192,16 +211,17 @@ def _overall(
     """The largest of the members, or the product bound of the whole network where that is smaller."""
     family = len(parts) > 1 or parts[0].member.row is not None or parts[0].member.column is not None
     bound, proof = max(part.bound for part in parts), parts[0].proof
-    if family or proof["rule"] != "product":
+    assert run.product is not None
+    other = run.product.bound
+    if family and other < bound:
+        with run.clock.stage("certify"), run.finishing():
+            parts[:] = [_improved(system, part) if part.bound > other else part for part in parts]
+        bound = max(part.bound for part in parts)
+    if other < bound:
+        if other < bound * (1.0 - 1e-6):
+            run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
         with run.clock.stage("certify"):
-            other, other_proof = product_bound_of(system, run.spec.norms)
-            if family and other < bound:
-                parts[:] = [_improved(system, part) if part.bound > other else part for part in parts]
-                bound = max(part.bound for part in parts)
-        if other < bound:
-            if other < bound * (1.0 - 1e-6):
-                run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
-            return other, other_proof, []
+            return *product_part(run.product), []
     if family:
         proof = largest_proof([(part.member.row, part.member.column, part.proof) for part in parts], bound)
     return bound, proof, [a for part in parts for a in part.assumptions]

@@ -35,6 +35,24 @@ class ByHand(lm.Formulation):
         m.require(form >= 0)
         m.minimize(2 * price, bound="sqrt")
         return m
+
+
+class Capped(lm.Formulation):
+    """LipSDP with an upper limit on its multipliers."""
+
+    name, norms, default_norm = "capped", {("2", "2")}, "2"
+
+    def build(self, system, spec):
+        m = lm.Model(self.name)
+        ball, price = m.ball(system.input, "2")
+        form = ball - lm.inner(system.output, system.output)
+        for act in system.activations:
+            t = m.multiplier(act)
+            form -= 2 * lm.inner(act.post, act.pre - act.post, weight=t)
+            m.require(1e6 - t >= 0)
+        m.require(form >= 0)
+        m.minimize(2 * price, bound="sqrt")
+        return m
 '''
 
 

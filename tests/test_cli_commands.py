@@ -167,9 +167,12 @@ def test_inspect_shows_what_a_formulation_states(nets: Path, capsys: pytest.Capt
 def test_inspect_says_why_a_backend_was_not_chosen(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "inspect", nets / "relu.onnx", "-f", f"{nets / 'mine.py'}:ByHand", "-o", "loud=no")
     assert code == 0
-    assert re.search(r"backend +clarabel", out)
-    assert re.search(r"not chosen +native: ", out)
+    assert re.search(r"backend +native", out)
     assert "[stated by hand]" in out
+    code, out, _ = run(capsys, "inspect", nets / "relu.onnx", "-f", f"{nets / 'mine.py'}:Capped")
+    assert code == 0
+    assert re.search(r"backend +clarabel", out)
+    assert re.search(r"not chosen +native: it has constraints besides one matrix inequality", out)
 
 
 def test_inspect_shows_a_network_that_lacks_a_choice(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:

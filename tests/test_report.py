@@ -18,6 +18,11 @@ from lipmodel.report.tables import facts, printable, table
 def test_progress_is_never_shown_as_a_bound() -> None:
     line = progress_line(Progress(iteration=3, objective=2.0, lower=1.5, seconds=0.1))
     assert line == "objective 2 (unproved), lower estimate 1.5, gap 2.5e-01"
+    proved = progress_line(Progress(iteration=3, objective=2.0, lower=1.5, seconds=0.1, bound=2.0000001))
+    assert proved == "proved 2.00001, lower estimate 1.5, gap 2.5e-01"
+    ahead = progress_line(Progress(iteration=3, objective=1.9, lower=1.5, seconds=0.1, bound=2.0))
+    assert ahead == "proved 2, objective 1.9 (unproved), lower estimate 1.5, gap 2.5e-01"
+    assert progress_line(Progress(iteration=0, objective=3.0, lower=0.0, seconds=0.0, bound=3.0)) == "proved 3"
     assert "lower" not in progress_line(Progress(iteration=1, objective=math.inf, lower=-math.inf, seconds=0.0))
     assert "gap" not in progress_line(Progress(iteration=1, objective=math.inf, lower=0.0, seconds=0.0))
 

@@ -67,12 +67,18 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One line of a solver's progress: the objective of its best point, a lower estimate, seconds, iteration."""
+    """One line of a solver's progress: the objective of its best point, a lower estimate, seconds, iteration.
+
+    values: gives that point, where the solver keeps only feasible ones; it is read during the call or not at all.
+    bound: the best bound proved so far, which the pipeline adds.
+    """
 
     iteration: int
     objective: float
     lower: float
     seconds: float
+    values: Callable[[], Mapping[Variable, Array]] | None = None
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,19 +137,39 @@ def product_bound(system: ProductSystem, p: Any, q: Any, norm: NormEvaluator | N
     return _form_bounds(system.output, reached, of, (q,))[q]
 
 
-def product_certificate(system: ProductSystem, p: Any, q: Any) -> tuple[float, list[str]]:
-    """The bound, rounded up, and the claims that `check_product` needs to verify it, as hexadecimal strings.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProvedProduct:
+    """A proved product bound, rounded up, with the norms that it rests on."""
 
-    Spectral norms on which the bound does not depend are claimed to be "inf", which costs nothing to check.
-    """
+    system: ProductSystem
+    norms: tuple[Norm, Norm]
+    bound: float
+    evaluator: NormEvaluator
+
+    def claims(self) -> list[str]:
+        """The claims that `check_product` needs to verify the bound, as hexadecimal strings.
+
+        Spectral norms on which the bound does not depend are claimed to be "inf", which costs nothing to check.
+        """
+        claims = list(self.evaluator.log)
+        for k in range(len(claims)) if len(claims) <= _PRUNED_CLAIMS else ():
+            fewer = [*claims[:k], math.inf, *claims[k + 1 :]]
+            if float_up(product_bound(self.system, *self.norms, _replayed(self.evaluator, fewer))) == self.bound:
+                claims = fewer
+        return [claim.hex() for claim in claims]
+
+
+def prove_product(system: ProductSystem, p: Any, q: Any) -> ProvedProduct:
+    """The product bound, proved in floating point; inf where norms overflow."""
     norms = float_norms(margin=CLAIM_MARGIN)
     bound = float_up(product_bound(system, p, q, norms))
-    claims = list(norms.log)
-    for k in range(len(claims)) if len(claims) <= _PRUNED_CLAIMS else ():
-        fewer = [*claims[:k], math.inf, *claims[k + 1 :]]
-        if float_up(product_bound(system, p, q, _replayed(norms, fewer))) == bound:
-            claims = fewer
-    return bound, [claim.hex() for claim in claims]
+    return ProvedProduct(system=system, norms=(as_norm(p), as_norm(q)), bound=bound, evaluator=norms)
+
+
+def product_certificate(system: ProductSystem, p: Any, q: Any) -> tuple[float, list[str]]:
+    """The bound, rounded up, and the claims that `check_product` needs to verify it."""
+    proved = prove_product(system, p, q)
+    return proved.bound, proved.claims()
 
 
 def _replayed(norms: NormEvaluator, spectral: Sequence[float]) -> NormEvaluator:

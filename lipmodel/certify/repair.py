@@ -36,6 +36,10 @@ MARGINS = (1e-10, 1e-12, 1e-8, 1e-6, 1e-4)
 """How far inside the cone the hidden pivots are kept; the best proved bound decides between them."""
 
 
+WIDENED = 1e-11
+"""By how much the input end of a feasible point is widened, so that rounding has room: 5e-12 of the bound."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProvedMultipliers:
     """Multipliers that satisfy the inequality, proved; the bound they give, rounded up; where they came from."""
@@ -65,6 +69,7 @@ def prove(
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
     closed: Literal["all", "doubt", "doubt-tied"] = "all",
+    settled: bool = False,
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
@@ -74,6 +79,7 @@ def prove(
     quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
     "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
     "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
+    settled: the candidates are optimal, so that one that is feasible as it is needs no repair.
     check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
     bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
     fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
@@ -95,6 +101,10 @@ def prove(
         return found.bound
 
     for origin, m in candidates:
+        if settled and best is None:
+            best = prove_as_it_is(system, p, q, m, origin, check=check)
+            if best is not None:
+                break
         for trial in _all_trials(blocks, m, p, q, origin):
             tight = trial.estimate <= trial.goal * (1.0 + 1e-6)
             if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9) and tight:
@@ -111,6 +121,27 @@ def prove(
             if math.isfinite(attempt(trial)):
                 break
     return best
+
+
+def prove_as_it_is(
+    system: FloatSystem,
+    p: Norm,
+    q: Norm,
+    m: Multipliers,
+    origin: str,
+    *,
+    check: Callable[[Multipliers], bool] | None = None,
+) -> ProvedMultipliers | None:
+    """The bound of multipliers that a solver keeps feasible, its ends widened by 1e-11; None where the proof fails."""
+    with np.errstate(all="ignore"):
+        wide = Multipliers(t=m.t, g=m.g * (1.0 + WIDENED), s=m.s)
+    vectors = (*wide.t, wide.g, wide.s)
+    if not all(np.all(np.isfinite(v)) and np.all(v > 0.0) for v in vectors) or not proves_lmi(system, wide):
+        return None
+    if check is not None and not check(wide):
+        return None
+    bound = sqrt_up(bound_squared(wide, p, q))
+    return ProvedMultipliers(multipliers=wide, bound=bound, origin=origin) if math.isfinite(bound) else None
 
 
 def _all_trials(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, origin: str) -> Iterator[_Trial]:

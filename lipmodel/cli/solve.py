@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             backend_options=settings,
             assurance=args.assurance,
             report=reporter.say,
-            progress=reporter.progress,
+            progress=None if mode == "silent" else reporter.progress,
             verbose=args.verbose,
         )
     if mode == "silent" and result.reason and not (args.quiet or args.json):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from lipmodel.report.tables import printable
+from lipmodel.result import rounded
 
 if TYPE_CHECKING:
     from lipmodel.backends.base import Progress
@@ -100,10 +101,18 @@ class Reporter:
 
 
 def progress_line(state: Progress) -> str:
-    """One line of a solver's progress: its objective, which proves nothing yet, its lower estimate and the gap."""
-    parts = [f"objective {state.objective:.6g} (unproved)"]
-    if math.isfinite(state.lower):
+    """One line of a solver's progress: the bound proved so far, the solver's lower estimate of its optimum, the gap.
+
+    Where the solver's own value is better than what is proved, or nothing is, it stands there as unproved.
+    """
+    parts = []
+    if state.bound is not None and math.isfinite(state.bound):
+        parts.append(f"proved {rounded(state.bound, up=True)}")
+    if state.bound is None or state.objective < 0.999 * state.bound:
+        parts.append(f"objective {state.objective:.6g} (unproved)")
+    if math.isfinite(state.lower) and state.lower > 0.0:
+        value = state.objective if state.bound is None else state.bound
         parts.append(f"lower estimate {state.lower:.6g}")
-        if math.isfinite(state.objective) and state.objective > 0.0:
-            parts.append(f"gap {max(0.0, (state.objective - state.lower) / state.objective):.1e}")
+        if math.isfinite(value) and value > 0.0:
+            parts.append(f"gap {max(0.0, (value - state.lower) / value):.1e}")
     return ", ".join(parts)
