@@ -74,6 +74,7 @@ class Run:
     verbose: bool
     say: Callable[[str], None]
     progress: Callable[[Progress], None] | None
+    jobs: int | None = None
     cache: dict[int, Any] = field(default_factory=dict)
     product: ProvedProduct | None = None
     interrupted: bool = False
@@ -102,7 +103,9 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     if not provable(system):
         run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")
         return _by_norms(system, member, run)
-    prover = Prover(system=system, member=member, clock=run.clock, cache=run.cache)
+    # every row, or column, of a family is bounded by what bounds the whole
+    known = math.inf if run.product is None else run.product.bound
+    prover = Prover(system=system, member=member, clock=run.clock, cache=run.cache, known=known)
     if isinstance(built, Multipliers):
         return _by_multipliers(prover, member, run, [(run.formulation.name, built)])
     point, used = _point(built, prover, run, time_limit)

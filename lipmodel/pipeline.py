@@ -36,6 +36,12 @@ MAX_PROGRAMS = 200
 """Size of a family beyond which a formulation that needs one is not chosen without being asked for."""
 
 
+PAYS = 1.0
+"""Seconds of work from which processes are started for the members of a family."""
+WORKSPACE = 12
+"""Dense matrices of the order of the inequality that a solver may hold at once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A question and how to answer it; `reason` says why the formulation was chosen, where it was."""
@@ -61,6 +67,7 @@ def solve(
     graph_input: Any = None,
     graph_output: Any = None,
     witness: bool = True,
+    jobs: int | None = None,
     report: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     verbose: bool = False,
@@ -70,7 +77,9 @@ def solve(
     net: a path to an ONNX file, or a Network. formulation: a name, `FILE.py:CLASS`, a class, an instance, or None to
     choose one. norm: P or P:Q with P, Q among 1, 2, inf (default: the formulation's own). outputs: "all", an index,
     indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
-    assurance: "proved", or "model" to use inequalities that the formulation states by itself.
+    assurance: "proved", or "model" to use inequalities that the formulation states by itself. jobs: processes for the
+    programs of a family (default: one a core). report: told in a line what happens; progress: given the solver's states
+    in units of the constant, with the best bound proved so far (at once the product bound, then improvements).
     Raises UsageError, RefusedInput, BackendUnavailable, SoundnessError.
     """
     if assurance not in ("proved", "model"):
@@ -79,6 +88,8 @@ def solve(
         raise UsageError(f"tol {tol!r}: a relative tolerance between 0 and 1, such as 1e-6")
     if time_limit is not None and not time_limit > 0.0:
         raise UsageError(f"time limit {time_limit!r}: a positive number of seconds")
+    if jobs is not None and not (isinstance(jobs, int) and jobs >= 1):
+        raise UsageError(f"jobs {jobs!r}: a positive number of processes")
     clock = Clock(started=time.monotonic(), limit=time_limit)
     say = report or (lambda line: None)
     solver = None if backend is None else find_backend(backend)
@@ -101,6 +112,7 @@ def solve(
         verbose=verbose,
         say=say,
         progress=progress,
+        jobs=jobs,
     )
     with _single_thread():
         parts = _first_parts(system, run)
@@ -188,21 +200,87 @@ def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
 
 
 def _parts(system: IncrementSystem, run: Run) -> list[Part]:
-    """Every member of the family, one after the other; those that come too late keep their closed-form bound."""
+    """Every member of the family; those that come too late keep their closed-form bound.
+
+    The first one shows how long they take: the others are shared out among processes where that pays.
+    """
     family = members(system, run.spec, run.formulation.norms, run.formulation.name)
-    parts: list[Part] = []
-    for number, member in enumerate(family):
-        share = None
-        if run.clock.limit is not None:
-            # the rest of the time belongs to the proofs and the witness; a quick member leaves more for the others
-            waiting = len(family) - number
-            share = max(0.0, 0.6 * run.clock.left() * min(1.0, 2.0 / waiting))
-        parts.append(solve_member(system, member, run, share))
+    parts: dict[int, Part] = {}
+
+    def keep(number: int, part: Part) -> None:
+        parts[number] = part
         if len(family) > 1:
-            named = (("row", member.row), ("column", member.column))
+            named = (("row", part.member.row), ("column", part.member.column))
             place = " ".join(f"{axis} {i}" for axis, i in named if i is not None)
-            run.say(f"{number + 1}/{len(family)} {place}: {rounded(parts[-1].bound, up=True)}")
-    return parts
+            run.say(f"{len(parts)}/{len(family)} {place}: {rounded(part.bound, up=True)}")
+
+    def share(workers: int) -> float | None:
+        """The seconds of a solver; the rest is for proofs and witness, and a quick member leaves more for others."""
+        if run.clock.limit is None:
+            return None
+        return max(0.0, 0.6 * run.clock.left() * min(1.0, 2.0 * workers / max(1, len(family) - len(parts))))
+
+    while rest := [number for number in range(len(family)) if number not in parts]:
+        try:
+            before = time.monotonic()
+            keep(rest[0], solve_member(system, family[rest[0]], run, share(1)))
+            took, rest = time.monotonic() - before, rest[1:]
+            workers = _workers(system, run, len(rest)) if took * len(rest) > PAYS else 1
+            if len(parts) == 1 and workers > 1 and not run.interrupted:
+                _in_processes(system, family, rest, run, workers, share, keep)
+        except KeyboardInterrupt:
+            if run.interrupted:
+                raise
+            run.interrupted = True
+            run.say("interrupted: keeping what is proved")
+    return [parts[number] for number in range(len(family))]
+
+
+def _workers(system: IncrementSystem, run: Run, count: int) -> int:
+    """Processes for `count` members: at most one a core, and together in half of the memory."""
+    from lipmodel.parallel import available_cores, available_memory
+
+    cores = available_cores() if run.jobs is None else run.jobs
+    each = WORKSPACE * 8 * float(system.order) ** 2
+    return max(1, min(cores, count, int(0.5 * available_memory() / each)))
+
+
+def _in_processes(
+    system: IncrementSystem,
+    family: list[Member],
+    rest: list[int],
+    run: Run,
+    workers: int,
+    share: Callable[[int], float | None],
+    keep: Callable[[int, Part], None],
+) -> None:
+    """Solve some members in processes of their own; a member that a process does not finish is left to the caller."""
+    from lipmodel.parallel import Send, forked
+
+    limit = share(workers)
+
+    def work(number: int, send: Send) -> tuple[Part, dict[str, float]]:
+        own = replace(run, clock=Clock(started=run.clock.started, limit=run.clock.limit), say=lambda line: send(line))
+        own.progress = None if run.progress is None else lambda state: send(replace(state, values=None))
+        return solve_member(system, family[number], own, limit), own.clock.spent
+
+    def received(message: str | Progress) -> None:
+        if isinstance(message, str):
+            run.say(message)
+        elif run.progress is not None:
+            run.progress(message)
+
+    def finished(number: int, answer: tuple[Part, dict[str, float]]) -> None:
+        part, spent = answer
+        for stage, seconds in spent.items():
+            run.clock.spent[stage] = run.clock.spent.get(stage, 0.0) + seconds
+        keep(number, part)
+
+    def stop() -> None:
+        run.interrupted = True
+        run.say("interrupted: proving what there is")
+
+    forked(rest, work, workers=workers, received=received, finished=finished, interrupted=stop)
 
 
 def _overall(

@@ -39,14 +39,15 @@ Comparison = Literal["doubt", "doubt-tied"]
 class Prover:
     """What is proved about one program.
 
-    best: the best multipliers proved so far. cache: of matrices that the members of a family share. seconds: what the
-    proofs of a running solver's improvements took.
+    best: the best multipliers proved so far. known: a bound that was proved otherwise. cache: of matrices that the
+    members of a family share. seconds: what the proofs of a running solver's improvements took.
     """
 
     system: IncrementSystem
     member: Member
     clock: Clock
     cache: dict[int, Any]
+    known: float = math.inf
     best: ProvedMultipliers | None = None
     seconds: float = 0.0
     _float: FloatSystem | None = None
@@ -76,8 +77,9 @@ class Prover:
                 self._offer(model, state.values())
             self.seconds += time.monotonic() - before
         lower = max(0.0, model.bound_of(state.lower)) if math.isfinite(state.lower) else state.lower
-        bound = self.bound if self.best is not None else None
-        return Progress(iteration=state.iteration, objective=claim, lower=lower, seconds=state.seconds, bound=bound)
+        bound = min(self.bound, self.known)
+        proved = bound if math.isfinite(bound) else None
+        return Progress(iteration=state.iteration, objective=claim, lower=lower, seconds=state.seconds, bound=proved)
 
     def _offer(self, model: Model, values: Mapping[Any, Any]) -> None:
         """Prove a feasible point as it is."""

@@ -69,6 +69,13 @@ def add(commands: Any) -> None:
         metavar="S",
         help="seconds for everything; the best that is proved by then is the answer (default: no limit)",
     )
+    solver.add_argument(
+        "-j",
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes for the programs of a family, such as one per output (default: one a core)",
+    )
     answer = parser.add_argument_group("the answer")
     answer.add_argument(
         "--assurance",
@@ -118,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
             backend=args.backend,
             tol=args.tol,
             time_limit=args.time_limit,
+            jobs=args.jobs,
             backend_options=settings,
             assurance=args.assurance,
             report=reporter.say,

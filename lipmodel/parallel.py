@@ -1,0 +1,173 @@
+"""Independent pieces of work in forked processes: for families of programs, which share one network.
+
+A fork shares the network, its matrices and a formulation from the user's own file with every process, and copies
+nothing. Where processes cannot be forked safely (not on Linux), all work is done in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+Send = Callable[[Any], None]
+PATIENCE = 0.1
+"""Seconds after which an interrupt is noticed at the latest."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group."""
+    if sys.platform != "linux":
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def available_memory() -> float:
+    """Bytes that this process may still take; 4 GiB where that is not known."""
+    with suppress(OSError, ValueError, StopIteration):
+        line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:"))
+        found = 1024.0 * int(line.split()[1])
+        with suppress(OSError, ValueError):
+            folder = Path("/sys/fs/cgroup")
+            limit = int((folder / "memory.max").read_text())
+            found = min(found, float(limit - int((folder / "memory.current").read_text())))
+        return found
+    return 4.0 * 2**30
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    process: Any
+    pipe: Any
+    item: int | None = None
+
+
+def forked(
+    items: Iterable[int],
+    work: Callable[[int, Send], Any],
+    *,
+    workers: int,
+    received: Callable[[Any], None],
+    finished: Callable[[int, Any], None],
+    interrupted: Callable[[], None],
+) -> None:
+    """work(item, send) for every item in `workers` processes.
+
+    received: is given whatever `work` sends on its way; finished: an item and its result, as they come. An interrupt is
+    passed on to every process, as KeyboardInterrupt inside `work`, no further item is begun, and `interrupted` is told.
+    A second interrupt ends the processes and is raised. What a process does not finish, because it was killed or raised
+    an exception, is left out.
+    """
+    waiting = deque(items)
+    crew = [_started(work) for _ in range(min(workers, len(waiting)))]
+    told = 0
+    try:
+        with _counted_interrupts() as interrupts:
+            for worker in crew:
+                _give(worker, waiting)
+            while busy := {worker.pipe: worker for worker in crew if worker.item is not None}:
+                for pipe in connection.wait(list(busy), timeout=PATIENCE):
+                    _heard(busy[pipe], waiting, received, finished)
+                if len(interrupts) > told:
+                    told += 1
+                    if told > 1:
+                        raise KeyboardInterrupt
+                    waiting.clear()
+                    interrupted()
+                    for worker in crew:
+                        os.kill(worker.process.pid, signal.SIGINT)
+    finally:
+        for worker in crew:
+            worker.pipe.close()
+            worker.process.kill()
+            worker.process.join()
+
+
+@contextmanager
+def _counted_interrupts() -> Iterator[list[int]]:
+    """Interrupts are counted instead of raised, so that none falls into the middle of a message."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _started(work: Callable[[int, Send], Any]) -> _Worker:
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, ours, work), daemon=True)
+    with warnings.catch_warnings():
+        # a thread that draws progress does not live on in the child, which never draws
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    theirs.close()
+    return _Worker(process=process, pipe=ours)
+
+
+def _serve(pipe: Any, other_end: Any, work: Callable[[int, Send], Any]) -> None:
+    """The life of a process: work on what comes, until nothing comes any more."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    other_end.close()
+
+    def send(kind: str, content: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pipe.send((kind, content))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            item = pipe.recv()
+            try:
+                kind, answer = "done", work(item, lambda x: send("sent", x))
+            except (Exception, KeyboardInterrupt):
+                kind, answer = "failed", None
+            send(kind, answer)
+
+
+def _give(worker: _Worker, waiting: deque[int]) -> None:
+    worker.item = waiting.popleft() if waiting else None
+    if worker.item is not None:
+        try:
+            worker.pipe.send(worker.item)
+        except OSError:
+            worker.item = None
+
+
+def _heard(
+    worker: _Worker, waiting: deque[int], received: Callable[[Any], None], finished: Callable[[int, Any], None]
+) -> None:
+    """One message of a process, or its end."""
+    try:
+        kind, content = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.item = None
+        return
+    if kind == "sent":
+        received(content)
+        return
+    if kind == "done" and worker.item is not None:
+        finished(worker.item, content)
+    _give(worker, waiting)
