@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lipmodel.errors import UsageError
-from lipmodel.network.increments import IncrementSystem
+from lipmodel.network.increments import IncrementSystem, read_only
 from lipmodel.network.linear import Selection, Sparse
+from lipmodel.network.pruning import without_dead_neurons
 from lipmodel.spec import Norm, Outputs, Spec
 
 PREFERENCE: tuple[Norm, ...] = ("2", "1", "inf")
@@ -100,14 +101,14 @@ def _available(
 
 
 def restricted(system: IncrementSystem, member: Member) -> IncrementSystem:
-    """The member's own system."""
+    """The member's own system, without neurons that have become useless."""
     if member.row is not None and system.output.size > 1:
         system = system.restrict_output(Selection(index=np.array([member.row]), size=system.output.size))
     if member.column is not None and system.input.size > 1:
         index = np.full(system.input.size, -1)
         index[member.column] = 0
         system = system.restrict_input(Selection(index=index, size=1))
-    return system
+    return system if member.row is None and member.column is None else read_only(without_dead_neurons(system))
 
 
 def member_spec(spec: Spec, member: Member) -> Spec:

@@ -116,7 +116,7 @@ def _started(work: Callable[[int, Send], Any]) -> _Worker:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, ours, work), daemon=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_interrupts():
         # a thread that draws progress does not live on in the child, which never draws
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()
@@ -124,27 +124,35 @@ def _started(work: Callable[[int, Send], Any]) -> _Worker:
     return _Worker(process=process, pipe=ours)
 
 
+@contextmanager
+def _no_interrupts(how: int = signal.SIG_BLOCK) -> Iterator[None]:
+    """Interrupts wait until this is over; with SIG_UNBLOCK, they come again while it lasts."""
+    before = signal.pthread_sigmask(how, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Any, other_end: Any, work: Callable[[int, Send], Any]) -> None:
-    """The life of a process: work on what comes, until nothing comes any more."""
+    """The life of a process: work on what comes, until nothing comes any more. Interrupts reach it at work only."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     other_end.close()
 
-    def send(kind: str, content: Any) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            pipe.send((kind, content))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    def send(content: Any) -> None:
+        with _no_interrupts():
+            pipe.send(("sent", content))
 
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+    with suppress(EOFError, BrokenPipeError):
         while True:
             item = pipe.recv()
             try:
-                kind, answer = "done", work(item, lambda x: send("sent", x))
+                with _no_interrupts(signal.SIG_UNBLOCK):
+                    kind, answer = "done", work(item, send)
             except (Exception, KeyboardInterrupt):
                 kind, answer = "failed", None
-            send(kind, answer)
+            pipe.send((kind, answer))
 
 
 def _give(worker: _Worker, waiting: deque[int]) -> None:

@@ -106,7 +106,7 @@ def prove(
             if best is not None:
                 break
         for trial in _all_trials(blocks, m, p, q, origin):
-            tight = trial.estimate <= trial.goal * (1.0 + 1e-6)
+            tight = trial.estimate <= trial.goal * (1.0 + 1e-9)
             if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9) and tight:
                 break
             if best is not None and time.monotonic() > deadline:

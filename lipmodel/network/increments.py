@@ -14,6 +14,7 @@ import numpy as np
 
 from lipmodel.model.forms import LinearForm, Signal, add_forms, apply
 from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection
+from lipmodel.network.pruning import without_dead_neurons
 
 if TYPE_CHECKING:
     from lipmodel.network.graph import Network
@@ -143,7 +144,7 @@ def increments(network: Network) -> IncrementSystem:
             output=LinearForm(size=output.size, blocks=output.blocks, role="output"),
         )
     )
-    return read_only(system)
+    return read_only(without_dead_neurons(system))
 
 
 def read_only(system: IncrementSystem) -> IncrementSystem:
