@@ -113,7 +113,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         "claim": None if point.objective is None else built.bound_of(point.objective),
         "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
         "termination": point.termination,
-        "backend": used,
+        "backend": None if used is None else used.name,
     }
     if point.values is None:
         return _by_multipliers(prover, member, run, [], **facts)
@@ -122,8 +122,12 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
         if part is not None:
             return part
-    facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
-    return _by_multipliers(prover, member, run, [(used or run.formulation.name, multipliers)], **facts)
+    if used is not None and used.capabilities.feasible:
+        facts["comparison"] = "never"
+    else:
+        facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
+    origin = run.formulation.name if used is None else used.name
+    return _by_multipliers(prover, member, run, [(origin, multipliers)], **facts)
 
 
 def free_multipliers(model: Model) -> bool:
@@ -236,8 +240,8 @@ def _refusal(candidate: Backend, model: Model) -> str | None:
         return f"its check of the model failed ({type(error).__name__}: {error})"
 
 
-def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> tuple[Point, str | None]:
-    """A solver's point, or none: a failure is a termination, never an exception.
+def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> tuple[Point, Backend | None]:
+    """A solver's point and the solver, or none: a failure is a termination, never an exception.
 
     Where no backend was asked for, the next one is tried after one that finds nothing.
     """
@@ -245,7 +249,7 @@ def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> 
         refusal = _refusal(run.backend, model)
         if refusal is not None:
             raise UsageError(f"the backend {run.backend.name!r} does not take this model: {refusal}")
-        return _solved(model, run.backend, prover, run, time_limit), run.backend.name
+        return _solved(model, run.backend, prover, run, time_limit), run.backend
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     tried: list[str] = []
     while True:
@@ -257,7 +261,7 @@ def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> 
         left = None if time_limit is None else deadline - time.monotonic()
         point = _solved(model, chosen, prover, run, left)
         if point.values is not None or point.termination != "failed":
-            return point, chosen.name
+            return point, chosen
         tried.append(chosen.name)
 
 

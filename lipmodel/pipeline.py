@@ -185,7 +185,7 @@ def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
     """The product bound of the whole, which is proved from then on whatever happens; then every member."""
     from lipmodel.certify.product_rule import product_system, prove_product
 
-    with run.clock.stage("certify"):
+    with run.clock.stage("solve"):
         run.product = prove_product(product_system(system), *run.spec.norms)
     bound = run.product.bound
     if run.progress is not None:

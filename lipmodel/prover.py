@@ -32,7 +32,7 @@ HEAD_START = 0.01
 WORTHWHILE = 1e-3
 """Relative improvement from which a better point is proved while its solver goes on."""
 
-Comparison = Literal["doubt", "doubt-tied"]
+Comparison = Literal["doubt", "doubt-tied", "never"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -54,13 +54,15 @@ class Capabilities:
     """What a backend accepts, as data.
 
     cones: sets of the conic form; structured: reads the factors of a model itself and may refuse a model; max_order:
-    the PSD order beyond which it is not chosen by itself; precision: the relative accuracy it reaches.
+    the PSD order beyond which it is not chosen by itself; precision: the relative accuracy it reaches; feasible: its
+    points satisfy the constraints, and "optimal" rests on a feasible point of the other side.
     """
 
     cones: frozenset[str]
     structured: bool = False
     max_order: int = 400
     precision: float = 1e-8
+    feasible: bool = False
     progress: bool = False
     licence: str = "free"
 

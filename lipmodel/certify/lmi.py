@@ -22,6 +22,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from lipmodel.ranges.enclosure import INFLATE, TINY, Array, MatrixEnclosure, U
 
@@ -69,8 +70,8 @@ class Multipliers:
 class BlockSymmetric:
     """A real symmetric block matrix known up to an entrywise error.
 
-    blocks[i, j], i >= j: dense enclosure of shape (sizes[i], sizes[j]); absent blocks are zero. Of a diagonal block
-    only the lower triangle counts.
+    blocks[i, j], i >= j: enclosure of shape (sizes[i], sizes[j]), dense or sparse; absent blocks are zero. Of a
+    diagonal block only the lower triangle counts.
     """
 
     sizes: tuple[int, ...]
@@ -117,15 +118,12 @@ def lmi_enclosure(system: FloatSystem, multipliers: Multipliers) -> BlockSymmetr
     slack = len(system.sizes)
     parts: dict[tuple[int, int], list[MatrixEnclosure]] = defaultdict(list)
     with np.errstate(all="ignore"):
-        parts[0, 0].append(MatrixEnclosure(center=np.diag(multipliers.g)))
-        parts[slack, slack].append(MatrixEnclosure(center=np.diag(multipliers.s)))
         for j, block in system.output.items():
             dense = block.dense()
             parts[slack, j].append(MatrixEnclosure(center=-dense.center, radius=dense.radius))
         for k, form in enumerate(system.pre, start=1):
             alpha, beta, t = system.alpha[k - 1], system.beta[k - 1], multipliers.t[k - 1]
             form = {j: block.dense() for j, block in form.items()}
-            parts[k, k].append(MatrixEnclosure(center=np.diag(2.0 * t)))
             cross = _times(*_sum(-alpha, -beta), t)
             for j, block in form.items():
                 parts[k, j].append(_scaled_rows(cross, block))
@@ -140,6 +138,10 @@ def lmi_enclosure(system: FloatSystem, multipliers: Multipliers) -> BlockSymmetr
                 for j in rows:
                     if i >= j:
                         parts[i, j].append(contraction(rows[i], weighted[j]))
+        for k, diagonal in enumerate((multipliers.g, *(2.0 * t for t in multipliers.t), multipliers.s)):
+            # where nothing else is there, the block is stored as what it is
+            center = np.diag(diagonal) if (k, k) in parts else sp.csr_array(sp.diags_array(diagonal))
+            parts[k, k].insert(0, MatrixEnclosure(center=center))
         blocks = {key: reduce(lambda a, b: a + b, terms) for key, terms in parts.items()}
     return BlockSymmetric(sizes=(*system.sizes, len(multipliers.s)), blocks=blocks)
 

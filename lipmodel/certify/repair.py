@@ -68,7 +68,7 @@ def prove(
     q: Norm,
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
-    closed: Literal["all", "doubt", "doubt-tied"] = "all",
+    closed: Literal["all", "doubt", "doubt-tied", "never"] = "all",
     settled: bool = False,
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
@@ -78,8 +78,9 @@ def prove(
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
     quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
     "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
-    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
-    settled: the candidates are optimal, so that one that is feasible as it is needs no repair.
+    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared;
+    "never" only where nothing else is proved. settled: the candidates are optimal, so that one that is feasible as it
+    is needs no repair.
     check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
     bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
     fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
@@ -112,7 +113,7 @@ def prove(
             if best is not None and time.monotonic() > deadline:
                 break
     wanted = closed == "all" or best is None
-    if not wanted and best is not None:
+    if not wanted and best is not None and closed != "never":
         # a solver may be wrong about its optimum: a better point of its own feasible set gives it away
         wanted = closed_form_bound(blocks, p, q, tied=closed == "doubt-tied") * blocks.scale_out < best.bound
     if wanted and (best is None or time.monotonic() < deadline):

@@ -34,6 +34,8 @@ from lipmodel.ranges.enclosure import INFLATE, TINY, Array, MatrixEnclosure, U, 
 
 TILE = 64
 """Largest tile: error constants grow with the length of the sums, so long sums are cut into short ones."""
+GENEROUS = 40.0
+"""How much more than the least imaginable the diagonal is shifted at first, which mostly decides at once."""
 UNDERFLOW = 2.0**-577
 """Per entry of a row: far above what underflow can do to a matrix with diagonal in [1/2, 2)."""
 
@@ -93,16 +95,23 @@ class _Tiles:
 def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
     """E P E with a diagonal in [1/2, 2), E powers of two; None where P cannot be positive semidefinite."""
     starts = np.concatenate([[0], np.cumsum(blocks.sizes)])
-    parts = {key: _symmetric(*key, block.dense(), blocks.sizes) for key, block in blocks.blocks.items()}
     total = int(starts[-1])
     diagonal, error, sums = np.zeros(total), np.zeros(total), np.zeros(total)
-    for (i, j), (center, radius) in parts.items():
+    parts: dict[tuple[int, int], tuple[Array, Array | None]] = {}
+    for (i, j), block in blocks.blocks.items():
         rows, columns = _span(starts, i), _span(starts, j)
-        size = np.abs(center) + radius
+        own = _diagonal_of(i, j, block, blocks.sizes)
+        if own is not None:
+            diagonal[rows] = own
+            sums[rows] += np.abs(own)
+            continue
+        center, radius = parts[i, j] = _symmetric(i, j, block.dense(), blocks.sizes)
+        size = np.abs(center) if radius is None else np.abs(center) + radius
         sums[rows] += size.sum(axis=1)
         sums[columns] += size.sum(axis=0)
         if i == j:
-            diagonal[rows], error[rows] = np.diagonal(center), np.diagonal(radius)
+            diagonal[rows] = np.diagonal(center)
+            error[rows] = 0.0 if radius is None else np.diagonal(radius)
     empty = sums == 0  # rows of zeros, of which nothing can go wrong: decoupled, they may have any diagonal
     diagonal[empty] = 1.0
     if not bool(np.all(diagonal - error > 0)) or not bool(np.all(np.isfinite(sums))):
@@ -116,41 +125,59 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
         entries = np.ldexp(center, power)
         small = (center != 0) & (np.abs(entries) < 2.0**-300)  # out of the way of underflow, and into the error
         entries[small] = 0.0
-        bound = np.where(radius != 0, np.ldexp(radius, power) * INFLATE + 2.0**-600, 0.0) + np.where(
-            small, 2.0**-299, 0.0
-        )
-        if not bool(np.all(np.abs(entries) <= 4.0)) or not bool(np.all(bound <= 4.0)):
+        if not bool(np.all(np.abs(entries) <= 4.0)):
             return None
         scaled[i, j] = entries
+        bound = np.where(small, 2.0**-299, 0.0)
+        if radius is not None:
+            bound += np.where(radius != 0, np.ldexp(radius, power) * INFLATE + 2.0**-600, 0.0)
+        if not bool(np.all(bound <= 4.0)):
+            return None
         rad[rows] += bound.sum(axis=1)
         if i != j:
             rad[columns] += bound.sum(axis=0)
+    units = np.ldexp(diagonal, 2 * exponent)  # exact: an entry of [1/2, 2)
     for i in range(len(blocks.sizes)):
         rows = _span(starts, i)
-        own = scaled.setdefault((i, i), np.zeros((blocks.sizes[i],) * 2))
-        own[empty[rows], empty[rows]] = 1.0
-    return _tiled(scaled, starts, rad * INFLATE)
+        if (i, i) in scaled:
+            scaled[i, i][empty[rows], empty[rows]] = 1.0
+    return _tiled(scaled, units, starts, rad * INFLATE)
 
 
-def _symmetric(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> tuple[Array, Array]:
+def _diagonal_of(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> Array | None:
+    """The diagonal of a block that is stored as nothing else, else None."""
+    if i != j or not block.is_sparse or block.radius is not None or block.shape != (sizes[i], sizes[i]):
+        return None
+    entries = block.center.tocoo()
+    if not bool(np.all(entries.coords[0] == entries.coords[1])):
+        return None
+    return np.asarray(block.center.diagonal(), dtype=np.float64)
+
+
+def _symmetric(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> tuple[Array, Array | None]:
     """Center and radius of a block, checked; diagonal blocks mirrored from the lower triangle."""
     if not 0 <= j <= i < len(sizes) or block.shape != (sizes[i], sizes[j]):
         raise ValueError(f"block ({i}, {j}) of shape {block.shape} does not fit sizes {sizes}")
     center = np.asarray(block.center, dtype=np.float64)
-    radius = np.zeros_like(center) if block.radius is None else np.asarray(block.radius, dtype=np.float64)
-    if radius.shape != center.shape or not bool(np.all(radius >= 0)):
+    radius = None if block.radius is None else np.asarray(block.radius, dtype=np.float64)
+    if radius is not None and (radius.shape != center.shape or not bool(np.all(radius >= 0))):
         raise ValueError(f"block ({i}, {j}) has no valid radius")
-    if i != j:
-        return center, radius
-    return np.tril(center) + np.tril(center, -1).T, np.tril(radius) + np.tril(radius, -1).T
+    return (center, radius) if i != j else (_mirrored(center), None if radius is None else _mirrored(radius))
+
+
+def _mirrored(lower: Array) -> Array:
+    return np.tril(lower) + np.tril(lower, -1).T
 
 
 def _span(starts: Array, i: int) -> slice:
     return slice(int(starts[i]), int(starts[i + 1]))
 
 
-def _tiled(scaled: dict[tuple[int, int], Array], starts: Array, radius: Array) -> _Tiles:
-    """Cut blocks into tiles, leave out zero tiles, and sort by order of elimination."""
+def _tiled(scaled: dict[tuple[int, int], Array], diagonal: Array, starts: Array, radius: Array) -> _Tiles:
+    """Cut blocks into tiles, leave out zero tiles, and sort by order of elimination.
+
+    diagonal: of the whole matrix, for blocks on it that have no entries besides.
+    """
     cuts: list[tuple[int, int, int]] = []  # block, first and last entry within it
     for i in range(len(starts) - 1):
         size = int(starts[i + 1] - starts[i])
@@ -167,6 +194,9 @@ def _tiled(scaled: dict[tuple[int, int], Array], starts: Array, radius: Array) -
                 tile = entries[cuts[a][1] : cuts[a][2], cuts[b][1] : cuts[b][2]]
                 if b <= a and (a == b or bool(np.any(tile))):
                     tiles[a, b] = tile
+    for index, (i, a, b) in enumerate(cuts):
+        if (i, i) not in scaled:
+            tiles[index, index] = np.diag(diagonal[starts[i] + a : starts[i] + b])
     order = elimination_order([b - a for _, a, b in cuts], tiles)
     place = {index: position for position, index in enumerate(order)}
     moved = {}
@@ -191,16 +221,24 @@ def _is_proved(matrix: _Tiles) -> bool:
         if i != j:
             row_sums[matrix.spans[j]] += size.sum(axis=0)
     known = matrix.radius * (1.0 + 2.0**-28)  # needed whatever the factor
+    generous = _residual(matrix, known + GENEROUS * gamma(TILE) * row_sums, row_sums)
+    if generous is not None and _suffices(*generous):
+        return True
     shift = known + gamma(TILE) * row_sums
     for _ in range(5):
         outcome = _residual(matrix, shift, row_sums)
         if outcome is None:
             return False
         surplus, need = outcome
-        if bool(np.all(np.isfinite(need))) and bool(np.all(surplus >= need)):
+        if _suffices(surplus, need):
             return True
         shift = np.maximum(shift, known + 1.25 * (need - matrix.radius) + 2.0 * np.abs(surplus - shift))
     return False
+
+
+def _suffices(surplus: Array, need: Array) -> bool:
+    """The decision: the residual is diagonally dominant, whatever rounding did."""
+    return bool(np.all(np.isfinite(need))) and bool(np.all(surplus >= need))
 
 
 def _residual(matrix: _Tiles, shift: Array, row_sums: Array) -> tuple[Array, Array] | None:
