@@ -122,10 +122,8 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
         if part is not None:
             return part
-    if used is not None and used.capabilities.feasible:
-        facts["comparison"] = "never"
-    else:
-        facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
+    facts["feasible"] = used is not None and used.capabilities.feasible
+    facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
     origin = run.formulation.name if used is None else used.name
     return _by_multipliers(prover, member, run, [(origin, multipliers)], **facts)
 
@@ -312,6 +310,7 @@ def _by_multipliers(
     lower: float | None = None,
     termination: Termination = "closed-form",
     backend: str | None = None,
+    feasible: bool = False,
     comparison: Comparison = "doubt",
 ) -> Part:
     """The part with the best bound that the prover settles on; norms where it proves nothing."""
@@ -321,8 +320,10 @@ def _by_multipliers(
             candidates,
             claim=math.inf if claim is None else claim,
             optimal=termination == "optimal" and claim is not None,
+            feasible=feasible,
             comparison=comparison,
             deadline=run.clock.deadline,
+            hurry=already,
         )
     if run.interrupted and not already:
         termination = "interrupted"

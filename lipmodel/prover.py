@@ -32,7 +32,7 @@ HEAD_START = 0.01
 WORTHWHILE = 1e-3
 """Relative improvement from which a better point is proved while its solver goes on."""
 
-Comparison = Literal["doubt", "doubt-tied", "never"]
+Comparison = Literal["doubt", "doubt-tied"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -96,24 +96,32 @@ class Prover:
         *,
         claim: float = math.inf,
         optimal: bool = False,
+        feasible: bool = False,
         comparison: Comparison = "doubt",
         deadline: float = math.inf,
+        hurry: bool = False,
     ) -> ProvedMultipliers | None:
         """The best proved bound; closed forms join in unless a solver's optimum was confirmed.
 
-        claim: the bound that the solver's objective says; optimal: whether it says that this is the optimum. Confirmed:
-        called optimal, proved to `CONFIRMED`, and no closed form of the same feasible set is better.
+        claim: the bound that the solver's objective says; optimal: whether it says that this is the optimum; feasible:
+        whether its points satisfy the constraints, so that they may be proved as they are. Confirmed: called optimal,
+        proved to `CONFIRMED`, and, unless it is feasible, no closed form of the same feasible set is better. hurry:
+        whatever can be proved first is enough.
         """
-        from lipmodel.certify.repair import prove
+        from lipmodel.certify.repair import prove, prove_as_it_is
 
         p, q = self.member.norms
         check = self._check()
+        for origin, multipliers in candidates if feasible else ():
+            self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, origin, check=check))
+        confirmed = optimal and self.bound <= claim * (1.0 + CONFIRMED)
+        if self.best is not None and (hurry or (feasible and confirmed)):
+            return self.best
+        deadline = -math.inf if hurry else deadline
         if candidates:
-            found = prove(
-                self.matrices(), p, q, candidates, closed=comparison, settled=optimal, deadline=deadline, check=check
-            )
-            self._keep(found)
-        if not (optimal and self.bound <= claim * (1.0 + CONFIRMED)):
+            self._keep(prove(self.matrices(), p, q, candidates, closed=comparison, deadline=deadline, check=check))
+        confirmed = optimal and self.bound <= claim * (1.0 + CONFIRMED)
+        if not confirmed and not (hurry and self.best is not None):
             self._keep(prove(self.matrices(), p, q, (), deadline=deadline, check=check))
         return self.best
 

@@ -68,8 +68,7 @@ def prove(
     q: Norm,
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
-    closed: Literal["all", "doubt", "doubt-tied", "never"] = "all",
-    settled: bool = False,
+    closed: Literal["all", "doubt", "doubt-tied"] = "all",
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
@@ -78,9 +77,7 @@ def prove(
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
     quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
     "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
-    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared;
-    "never" only where nothing else is proved. settled: the candidates are optimal, so that one that is feasible as it
-    is needs no repair.
+    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
     check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
     bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
     fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
@@ -102,10 +99,6 @@ def prove(
         return found.bound
 
     for origin, m in candidates:
-        if settled and best is None:
-            best = prove_as_it_is(system, p, q, m, origin, check=check)
-            if best is not None:
-                break
         for trial in _all_trials(blocks, m, p, q, origin):
             tight = trial.estimate <= trial.goal * (1.0 + 1e-9)
             if attempt(trial) <= trial.estimate * blocks.scale_out * (1.0 + 2e-9) and tight:
@@ -113,12 +106,16 @@ def prove(
             if best is not None and time.monotonic() > deadline:
                 break
     wanted = closed == "all" or best is None
-    if not wanted and best is not None and closed != "never":
+    if not wanted and best is not None:
         # a solver may be wrong about its optimum: a better point of its own feasible set gives it away
         wanted = closed_form_bound(blocks, p, q, tied=closed == "doubt-tied") * blocks.scale_out < best.bound
     if wanted and (best is None or time.monotonic() < deadline):
-        trials = sorted(_closed_trials(blocks, p, q), key=lambda trial: trial.estimate)
-        for trial in trials:
+        trials = []
+        for trial in _closed_trials(blocks, p, q):
+            trials.append(trial)
+            if time.monotonic() > deadline:
+                break
+        for trial in sorted(trials, key=lambda trial: trial.estimate):
             if math.isfinite(attempt(trial)):
                 break
     return best
