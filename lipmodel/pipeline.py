@@ -184,13 +184,19 @@ def _single_thread() -> Iterator[None]:
 def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
     """The product bound of the whole, which is proved from then on whatever happens; then every member."""
     from lipmodel.certify.product_rule import product_system, prove_product
+    from lipmodel.certify.quick import quick_bound
+
+    def tell(bound: float) -> None:
+        if run.progress is not None and math.isfinite(bound):
+            seconds = time.monotonic() - run.clock.started
+            run.progress(Progress(iteration=0, objective=bound, lower=0.0, seconds=seconds, bound=bound))
 
     with run.clock.stage("solve"):
+        if run.progress is not None:
+            tell(quick_bound(system, *run.spec.norms))
         run.product = prove_product(product_system(system), *run.spec.norms)
     bound = run.product.bound
-    if run.progress is not None:
-        seconds = time.monotonic() - run.clock.started
-        run.progress(Progress(iteration=0, objective=bound, lower=0.0, seconds=seconds, bound=bound))
+    tell(bound)
     try:
         return _parts(system, run)
     except KeyboardInterrupt:

@@ -325,8 +325,8 @@ def test_the_sweep_is_the_schur_complement(kind):
 def _dense(blocks):
     starts = np.concatenate([[0], np.cumsum(blocks.sizes)])
     matrix = np.zeros((starts[-1],) * 2)
-    for (i, j), block in blocks.blocks.items():
-        center = block.dense().center
+    for (i, j), block in blocks.expanded().items():
+        center = block.center
         matrix[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] = center
         matrix[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] = center.T
     return matrix

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from lipmodel.ranges.enclosure import INFLATE, TINY, Array, MatrixEnclosure, U
 
@@ -70,12 +69,17 @@ class Multipliers:
 class BlockSymmetric:
     """A real symmetric block matrix known up to an entrywise error.
 
-    blocks[i, j], i >= j: enclosure of shape (sizes[i], sizes[j]), dense or sparse; absent blocks are zero. Of a
-    diagonal block only the lower triangle counts.
+    blocks[i, j], i >= j: dense enclosure of shape (sizes[i], sizes[j]); absent blocks are zero. Of a diagonal block
+    only the lower triangle counts. diagonals[i]: the block (i, i) where it is diagonal and exact; it has no other.
     """
 
     sizes: tuple[int, ...]
     blocks: dict[tuple[int, int], MatrixEnclosure]
+    diagonals: dict[int, Array] = field(default_factory=dict)
+
+    def expanded(self) -> dict[tuple[int, int], MatrixEnclosure]:
+        """All blocks alike."""
+        return {**self.blocks, **{(i, i): MatrixEnclosure(center=np.diag(d)) for i, d in self.diagonals.items()}}
 
 
 def fault(system: FloatSystem | ExactSystem, multipliers: Multipliers) -> str | None:
@@ -138,12 +142,11 @@ def lmi_enclosure(system: FloatSystem, multipliers: Multipliers) -> BlockSymmetr
                 for j in rows:
                     if i >= j:
                         parts[i, j].append(contraction(rows[i], weighted[j]))
-        for k, diagonal in enumerate((multipliers.g, *(2.0 * t for t in multipliers.t), multipliers.s)):
-            # where nothing else is there, the block is stored as what it is
-            center = np.diag(diagonal) if (k, k) in parts else sp.csr_array(sp.diags_array(diagonal))
-            parts[k, k].insert(0, MatrixEnclosure(center=center))
+        diagonals = dict(enumerate((multipliers.g, *(2.0 * t for t in multipliers.t), multipliers.s)))
+        for k in [k for k in diagonals if (k, k) in parts]:
+            parts[k, k].insert(0, MatrixEnclosure(center=np.diag(diagonals.pop(k))))
         blocks = {key: reduce(lambda a, b: a + b, terms) for key, terms in parts.items()}
-    return BlockSymmetric(sizes=(*system.sizes, len(multipliers.s)), blocks=blocks)
+    return BlockSymmetric(sizes=(*system.sizes, len(multipliers.s)), blocks=blocks, diagonals=diagonals)
 
 
 def contraction(left: MatrixEnclosure, right: MatrixEnclosure, *, chunk: int = 128) -> MatrixEnclosure:

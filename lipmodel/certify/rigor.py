@@ -98,13 +98,13 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
     total = int(starts[-1])
     diagonal, error, sums = np.zeros(total), np.zeros(total), np.zeros(total)
     parts: dict[tuple[int, int], tuple[Array, Array | None]] = {}
+    for i, own in blocks.diagonals.items():
+        if own.shape != (blocks.sizes[i],) or (i, i) in blocks.blocks:
+            raise ValueError(f"the diagonal of block {i} does not fit")
+        diagonal[_span(starts, i)] = own
+        sums[_span(starts, i)] = np.abs(own)
     for (i, j), block in blocks.blocks.items():
         rows, columns = _span(starts, i), _span(starts, j)
-        own = _diagonal_of(i, j, block, blocks.sizes)
-        if own is not None:
-            diagonal[rows] = own
-            sums[rows] += np.abs(own)
-            continue
         center, radius = parts[i, j] = _symmetric(i, j, block.dense(), blocks.sizes)
         size = np.abs(center) if radius is None else np.abs(center) + radius
         sums[rows] += size.sum(axis=1)
@@ -142,16 +142,6 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
         if (i, i) in scaled:
             scaled[i, i][empty[rows], empty[rows]] = 1.0
     return _tiled(scaled, units, starts, rad * INFLATE)
-
-
-def _diagonal_of(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> Array | None:
-    """The diagonal of a block that is stored as nothing else, else None."""
-    if i != j or not block.is_sparse or block.radius is not None or block.shape != (sizes[i], sizes[i]):
-        return None
-    entries = block.center.tocoo()
-    if not bool(np.all(entries.coords[0] == entries.coords[1])):
-        return None
-    return np.asarray(block.center.diagonal(), dtype=np.float64)
 
 
 def _symmetric(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> tuple[Array, Array | None]:
