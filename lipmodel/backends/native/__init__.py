@@ -7,23 +7,34 @@ multipliers and programs stated by hand among them, is eliminated block by block
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lipmodel.backends.base import Availability, Capabilities, Installed, Point, Progress, SolveOptions, Termination
 from lipmodel.model.model import Model, values_of
+from lipmodel.model.variables import Variable
 
 Array = np.ndarray[Any, Any]
 
 
 class Native:
-    """The path follower for one matrix inequality of weighted products of linear forms, the weights affine."""
+    """The solver for one matrix inequality of weighted products of linear forms, the weights affine.
+
+    Options: max_iterations; memory, the bytes that a solve may take (0: 60 % of what is available), above which it
+    does without the path follower, whose matrices are of the order of all unknowns.
+    """
 
     name = "native"
     description = "structure-exploiting path follower (NumPy/SciPy) for diagonal multipliers on any graph"
     capabilities = Capabilities(
-        cones=frozenset({"psd-factored", "nonnegative"}), structured=True, max_order=6000, precision=1e-8, progress=True
+        cones=frozenset({"psd-factored", "nonnegative"}),
+        structured=True,
+        max_order=6000,
+        precision=1e-8,
+        feasible=True,
+        progress=True,
     )
 
     def available(self) -> Availability:
@@ -54,7 +65,7 @@ class Native:
 def _limits(options: SolveOptions) -> dict[str, Any]:
     from lipmodel.backends.conic import check_options
 
-    limits = check_options(Native.name, options.native, {"max_iterations": 200})
+    limits = check_options(Native.name, options.native, {"max_iterations": 200, "memory": 0})
     limits |= {"tol": options.tol, "time_limit": options.time_limit}
     if options.max_iterations is not None:
         limits["max_iterations"] = options.max_iterations
@@ -67,12 +78,24 @@ def _solve_chain(chain: Any, options: SolveOptions) -> Point:
     def report(state: Any) -> bool | None:
         if options.progress is not None:
             value, lower = (chain.objective(max(float(v), 0.0)) for v in (state.value, state.lower))
-            options.progress(Progress(iteration=state.iteration, objective=value, lower=lower, seconds=state.elapsed))
+            options.progress(
+                Progress(
+                    iteration=state.iteration,
+                    objective=value,
+                    lower=lower,
+                    seconds=state.elapsed,
+                    values=lambda: of(state.solution()),
+                )
+            )
         return None
+
+    def of(found: Any) -> Mapping[Variable, Array]:
+        values: Mapping[Variable, Array] = chain.values(found.t, found.eta, found.value)
+        return values
 
     found = solve_chain(chain.problem(), on_iterate=report, **_limits(options))
     return Point(
-        values=chain.values(found.t, found.eta, found.value),
+        values=of(found),
         termination=found.status,
         objective=chain.objective(found.value),
         lower=chain.objective(found.lower),
@@ -89,9 +112,19 @@ def _solve_program(model: Model, options: SolveOptions) -> Point:
     def report(state: Any) -> bool | None:
         if options.progress is not None:
             options.progress(
-                Progress(iteration=state.iteration, objective=state.value, lower=state.lower, seconds=state.elapsed)
+                Progress(
+                    iteration=state.iteration,
+                    objective=state.value,
+                    lower=state.lower,
+                    seconds=state.elapsed,
+                    values=lambda: of(state.solution()),
+                )
             )
         return None
+
+    def of(found: Any) -> Mapping[Variable, Array]:
+        """The values of a solution, infinite where it has none."""
+        return values_of(model, np.full(program.unknowns, np.inf) if found.y is None else found.y)
 
     try:
         program = read_program(model)
@@ -103,7 +136,7 @@ def _solve_program(model: Model, options: SolveOptions) -> Point:
         message = "no strictly feasible point was found"
         return Point(values=None, termination=status, iterations=found.iterations, message=message)
     return Point(
-        values=values_of(model, found.y),
+        values=of(found),
         termination=found.status,
         objective=found.value,
         lower=found.lower,

@@ -12,10 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dsymv, dtrmm, dtrsm
-from scipy.linalg.lapack import dpotrf, dpotrs, dtrtri
+from scipy.linalg.blas import dsymv, dtrmm, dtrsm, dtrsv
+from scipy.linalg.lapack import dpotrf, dtrtri
 
 from lipmodel.backends.native.chain import Array, Chain, split
+
+PANEL = 128  # rows that are scaled or mirrored at a time, to stay in cache
+BELOW = np.tri(PANEL, k=-1, dtype=bool)
+CHUNK = 1 << 16  # entries that are multiplied at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,6 +56,15 @@ def cholesky(matrix: Array) -> Array | None:
 def add_to_diagonal(matrix: Array, values: Array | float) -> None:
     """In place, on a square matrix."""
     np.einsum("ii->i", matrix)[...] += values
+
+
+def mirror(matrix: Array) -> None:
+    """Make a matrix symmetric, in place, by its upper triangle."""
+    for start in range(0, len(matrix), PANEL):
+        rows, rest = slice(start, start + PANEL), slice(start + PANEL, None)
+        own = matrix[rows, rows]
+        np.copyto(own, own.T, where=BELOW[: len(own), : len(own)])
+        matrix[rest, rows] = matrix[rows, rest].T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -201,50 +214,36 @@ def band_inverse(chain: Chain, factor: Factor) -> Band:
 
 
 def hessian(chain: Chain, factor: Factor, band: Band) -> Array:
-    """The Hessian of -logdet S at y, shape (unknowns, unknowns)."""
+    """The Hessian of -logdet S at y, shape (unknowns, unknowns): its upper triangle, the rest is arbitrary.
+
+    With A the map from all signals to the pre-activations, the rows of P and of P A' that belong to one layer follow
+    from those of the next one, P_{k-1, l} = Q_k P_kl, and give those of A P and A P A': no more is ever held.
+    """
     count, spans = chain.neurons, chain.spans
-    inverse = np.empty((count, count))  # P on the hidden layers
-    for k in range(len(spans) - 1, -1, -1):
-        here, after = spans[k], slice(spans[k].stop, count)
-        inverse[here, here] = band.diagonal[k]
-        if k + 1 < len(spans):
-            np.matmul(band.transfers[k], inverse[spans[k + 1], after], out=inverse[here, after])
-            inverse[after, here] = inverse[here, after].T
-    first = spans[0]
-    scale = chain.slope_sum[0] * factor.t[0]
-    image = np.empty((count, count))  # Z = P A', A the map from all signals to the pre-activations
-    np.matmul(inverse[:, first] * scale, factor.gram, out=image[:, first])
-    for k in range(1, len(spans)):
-        if chain.sparse[k] is None:
-            np.matmul(inverse[:, spans[k - 1]], chain.weights[k].T, out=image[:, spans[k]])
-        else:
-            image[:, spans[k]] = (chain.sparse[k] @ inverse[spans[k - 1]]).T
     alpha, beta = np.concatenate(chain.alpha), np.concatenate(chain.beta)
     result = np.empty((count + chain.cost.size,) * 2)
-    for k, here in enumerate(spans):
-        ahead = slice(here.start, count)
-        if k == 0:
-            both = (factor.gram * scale) @ image[first]  # A P A', its rows of this layer
-            both[:, first] += factor.gram
-        elif chain.sparse[k] is None:
-            both = chain.weights[k] @ image[spans[k - 1], ahead]
+    base, right = band.diagonal[-1], np.empty((len(band.diagonal[-1]), 0))
+    for k in range(len(spans) - 1, -1, -1):
+        here, ahead = spans[k], slice(spans[k].start, count)
+        if k:
+            weight = chain.weights[k] if chain.sparse[k] is None else chain.sparse[k]
+            before = (
+                np.hstack([band.diagonal[k - 1], band.transfers[k - 1] @ base]),
+                np.hstack([(weight @ band.diagonal[k - 1]).T, band.transfers[k - 1] @ right]),
+            )
+            left = weight @ before[0][:, len(band.diagonal[k - 1]) :]
+            both = weight @ before[1]
+            right = np.hstack([left[:, : base.shape[0]].T, right])
         else:
-            both = np.asarray(chain.sparse[k] @ image[spans[k - 1], ahead])
-        panel = hadamard(
-            inverse[here, ahead],
-            image[here, ahead],
-            image[ahead, here].T,
-            both,
-            alpha[here],
-            beta[here],
-            alpha[ahead],
-            beta[ahead],
-        )
-        result[here, ahead] = panel
-        if ahead.start + panel.shape[0] < count:
-            rest = slice(here.stop, count)
-            result[rest, here] = panel[:, panel.shape[0] :].T
-    _input_rows(chain, factor, band, inverse[first], image[first], result)
+            through = factor.gram * (chain.slope_sum[0] * factor.t[0])
+            left = through @ base
+            right = np.hstack([left[:, : base.shape[0]].T, right])
+            both = through @ right
+            both[:, : base.shape[0]] += factor.gram
+            before = base, right.copy()
+        hadamard(base, right, left, both, alpha[here], beta[here], alpha[ahead], beta[ahead], out=result[here, ahead])
+        base, right = before
+    _input_rows(chain, factor, band, base, right, result)
     return result
 
 
@@ -257,32 +256,34 @@ def hadamard(
     beta: Array,
     alpha_ahead: Array,
     beta_ahead: Array,
-) -> Array:
-    """2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)] on a panel, from P, P A', A P and A P A' there; `both` is overwritten."""
-    right_beta = right * beta_ahead
-    left_beta = left * beta[:, None]
-    if not (np.any(alpha) or np.any(alpha_ahead)):
-        both *= beta[:, None]
-        both *= beta_ahead
-        # U = I: P o (P - x - y + q) + (P - x) o (P - y) = P o (2 (P - x - y) + q) + x o y
-        product = right_beta * left_beta
-        right_beta += left_beta
-        np.subtract(base, right_beta, out=right_beta)
-        right_beta *= 2
-        right_beta += both
-        right_beta *= base
-        right_beta += product
-        right_beta *= 2
-        return right_beta
-    right_alpha = base - right * alpha_ahead  # P U
-    right_beta = base - right_beta  # P R
-    low = left - both * alpha_ahead  # A P U
-    high = left - both * beta_ahead  # A P R
-    lower_lower = right_alpha - alpha[:, None] * low
-    upper_upper = right_beta - beta[:, None] * high
-    lower_upper = right_beta - alpha[:, None] * high
-    upper_lower = right_alpha - beta[:, None] * low
-    return np.asarray(2 * (lower_lower * upper_upper + lower_upper * upper_lower))
+    *,
+    out: Array,
+) -> None:
+    """2 [(U'PU) o (R'PR) + (U'PR) o (R'PU)] on a panel, from P, P A', A P and A P A' there."""
+    plain = not (np.any(alpha) or np.any(alpha_ahead))
+    ones = plain and bool(np.all(beta == 1)) and bool(np.all(beta_ahead == 1))
+    height = max(CHUNK // max(base.shape[1], 1), 1)
+    for start in range(0, len(base), height):
+        rows = slice(start, start + height)
+        p, x, y, q = base[rows], right[rows], left[rows], both[rows]
+        if plain:
+            if not ones:
+                x, y, q = x * beta_ahead, y * beta[rows, None], q * beta_ahead * beta[rows, None]
+            # U = I: P o (P - x - y + q) + (P - x) o (P - y)
+            product, other = p - x, p - y
+            twice = product - y
+            twice += q
+            twice *= p
+            product *= other
+            product += twice
+            np.multiply(product, 2, out=out[rows])
+        else:
+            pu, pr = p - x * alpha_ahead, p - x * beta_ahead
+            au, ar = y - q * alpha_ahead, y - q * beta_ahead  # A P U, A P R
+            low, high = alpha[rows, None], beta[rows, None]
+            product = (pu - low * au) * (pr - high * ar)
+            product += (pr - low * ar) * (pu - high * au)
+            np.multiply(product, 2, out=out[rows])
 
 
 def _input_rows(chain: Chain, factor: Factor, band: Band, inverse: Array, image: Array, result: Array) -> None:
@@ -332,7 +333,9 @@ class Metric:
 
     def solve(self, right: Array) -> Array:
         """M^-1 right, shape (unknowns,)."""
-        return np.asarray(self.scale * dpotrs(self.packed, self.scale * right, lower=1)[0])
+        # two calls of level 2 are faster than one of LAPACK's dpotrs with its blocks
+        half = dtrsv(self.packed, self.scale * right, lower=1, overwrite_x=1)
+        return np.asarray(self.scale * dtrsv(self.packed, half, lower=1, trans=1, overwrite_x=1))
 
     def apply(self, vector: Array) -> Array:
         """M vector, shape (unknowns,)."""
@@ -348,13 +351,19 @@ class Metric:
 
 
 def factor_metric(matrix: Array) -> Metric | None:
-    """Cholesky of a Hessian (overwritten), regularised as little as lets it pass; None where that is not little."""
+    """Cholesky of a Hessian, given by its upper triangle, in place; regularised as little as lets it pass.
+
+    None where that is not little.
+    """
     diagonal = matrix.diagonal().copy()
     if not np.all(diagonal > 0) or not np.all(np.isfinite(diagonal)):
         return None
     scale = 1 / np.sqrt(diagonal)
-    matrix *= scale
-    matrix *= scale[:, None]
+    for start in range(0, len(matrix), PANEL):
+        panel = matrix[start : start + PANEL, start:]
+        panel *= scale[start:]
+        panel *= scale[start : start + PANEL, None]
+    mirror(matrix)
     shift = 1e-15
     while shift < 1e-8:
         matrix[np.diag_indices_from(matrix)] = 1 + shift
@@ -362,7 +371,6 @@ def factor_metric(matrix: Array) -> Metric | None:
         if info == 0 and np.isfinite(packed.diagonal().sum()):
             return Metric(packed=packed, scale=scale)
         # the factor stands in the upper triangle of `matrix`; the lower one is untouched
-        matrix[...] = np.tril(matrix, -1)
-        matrix += matrix.T
+        mirror(matrix.T)
         shift *= 100
     return None

@@ -14,12 +14,12 @@ import scipy.sparse as sp
 from scipy.linalg.blas import dtrmm, dtrsm
 from scipy.linalg.lapack import dlauum, dtrtri
 
-from lipmodel.backends.native.barrier import cholesky, hadamard
+from lipmodel.backends.native.barrier import cholesky, hadamard, mirror
 from lipmodel.backends.native.chain import Array, Mask
 from lipmodel.backends.native.layout import Group, Index, Positions, Step, index, laid_out
 from lipmodel.backends.native.program import Program
 
-TRIANGULAR = 300  # order from which the triangular product of LAPACK is faster than a dense one
+TRIANGULAR = 100  # order from which the triangular product of LAPACK is faster than a dense one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -213,7 +213,7 @@ class BlockBarrier:
                 ahead = slice(here.start, bent)
                 theirs = index(own[ahead])
                 both = _product(group, image[:, ahead])
-                panel = hadamard(
+                hadamard(
                     _block(inverse, mine, theirs),
                     image[mine, ahead],
                     image[theirs, here].T,
@@ -222,17 +222,16 @@ class BlockBarrier:
                     beta[here],
                     alpha[ahead],
                     beta[ahead],
+                    out=result[here, ahead],
                 )
             else:
                 base, right = _block(inverse, mine, index(own[:bent])), image[mine]
                 cross = 4 * (base - right * alpha) * (base - right * beta)
                 result[here, :bent], result[:bent, here] = cross, cross.T
                 ahead = slice(here.start, count)
-                panel = 2 * _block(inverse, mine, index(own[ahead]))
-                panel *= panel
-            result[here, ahead] = panel
+                result[here, ahead] = 4 * _block(inverse, mine, index(own[ahead])) ** 2
             rest = slice(here.stop, ahead.stop)
-            result[rest, here] = panel[:, here.stop - here.start :].T
+            result[rest, here] = result[here, rest].T
         result = self._contracted(result)
         result[self.guarded, self.guarded] += 1 / factor.y[self.guarded] ** 2
         return result
@@ -323,5 +322,5 @@ def _gram(root: Array) -> Array:
     if len(root) < TRIANGULAR:
         return np.asarray(root.T @ root)
     product = dlauum(root, lower=1)[0]
-    product += np.tril(product, -1).T
+    mirror(product.T)
     return np.asarray(product)

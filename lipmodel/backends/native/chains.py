@@ -57,7 +57,11 @@ class ModelChain:
 
     def values(self, t: tuple[Array, ...], eta: Array, value: float) -> dict[Variable, Array]:
         # (kappa, t, sigma) and (c kappa, c t, sigma / c) are equally feasible: c balances the two prices.
-        c = 1.0 if self.sigma is None or value <= 0.0 else float(np.sqrt(self.price_out / (self.price_in * value)))
+        c = (
+            1.0
+            if self.sigma is None or not 0.0 < value < float("inf")
+            else float(np.sqrt(self.price_out / (self.price_in * value)))
+        )
         values = {v: c * np.asarray(x) for v, x in zip(self.t, t, strict=True)}
         values[self.kappa] = c * np.asarray(eta[:1] if self.kappa.size == 1 else eta)
         if self.sigma is not None:

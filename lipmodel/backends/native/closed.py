@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ from scipy.linalg.blas import dtrsm
 from lipmodel.backends.native.barrier import cholesky
 from lipmodel.backends.native.chain import ABSENT, Array, Exponents, Mask, exponents, shift
 from lipmodel.backends.native.program import Blocks, Program
-from lipmodel.backends.native.start import EXPENSIVE, RULES, Rule
+from lipmodel.backends.native.start import RULES, Rule
 from lipmodel.backends.native.structure import Structure
 from lipmodel.backends.native.units import binary_exponents, no_units
 
@@ -44,17 +43,13 @@ class Guess:
     level: float
 
 
-def guesses(program: Program, structure: Structure, deadline: float) -> list[Guess]:
-    """The points of all rules, the best first; only of the first that works where the network is large."""
-    found: list[Guess] = []
-    work = sum(program.rows[g].size ** 3 for g in structure.activations)
+def guesses(program: Program, structure: Structure) -> Iterator[Guess]:
+    """The points of the rules, in order, as they are asked for."""
     for rule in RULES:
         with contextlib.suppress(np.linalg.LinAlgError):
             guess = _forward(program, structure, rule)
-            found += [guess] if guess is not None else []
-        if found and (work > EXPENSIVE or time.monotonic() > deadline):
-            break
-    return sorted(found, key=lambda guess: guess.level)
+            if guess is not None:
+                yield guess
 
 
 def users(program: Program, groups: Iterable[int]) -> Mask:

@@ -15,6 +15,7 @@ from lipmodel.backends.native.chain import (
     ABSENT,
     Alive,
     Array,
+    Chain,
     ChainProblem,
     ChainSolution,
     Exponents,
@@ -30,8 +31,10 @@ from lipmodel.backends.native.chain import (
     unscale,
 )
 from lipmodel.backends.native.elimination import chain_barrier, elimination_order
-from lipmodel.backends.native.follower import Outcome, Progress, follow_path
-from lipmodel.backends.native.start import Start, closed_form, tightened
+from lipmodel.backends.native.follower import Outcome, Progress
+from lipmodel.backends.native.memory import memory_limit
+from lipmodel.backends.native.portfolio import solved_chain
+from lipmodel.backends.native.start import Start, closed_form
 
 NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
 FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
@@ -45,11 +48,14 @@ def solve_chain(
     tol: float = 1e-6,
     time_limit: float | None = None,
     max_iterations: int = 200,
+    memory: int | None = None,
     on_iterate: Callable[[Progress], bool | None] | None = None,
 ) -> ChainSolution:
     """The best strictly feasible multipliers of a chain, to a relative gap `tol` on sqrt(value).
 
-    time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is
+    time_limit in seconds. memory: bytes, by default a share of what is available; where the path follower would take
+    more, solvers that need less work alone. on_iterate is called once at the start, whenever a better point is known
+    and once per iteration, and may return False to stop. KeyboardInterrupt is
     caught and returns the best point. BLAS runs on one thread. Never raises on a valid problem: at worst the closed
     form of the start comes back. Neurons that no input reaches, or that do not reach the output, get harmless
     multipliers.
@@ -57,7 +63,7 @@ def solve_chain(
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
     with single_thread(), np.errstate(all="ignore"):
-        return _solve(problem, tol, began, deadline, max_iterations, on_iterate)
+        return _solve(problem, tol, began, deadline, max_iterations, memory_limit(memory), on_iterate)
 
 
 @functools.cache
@@ -78,6 +84,7 @@ def _solve(
     began: float,
     deadline: float,
     max_iterations: int,
+    memory: int,
     on_iterate: Callable[[Progress], bool | None] | None,
 ) -> ChainSolution:
     tied = problem.input_norm == "2"
@@ -94,28 +101,45 @@ def _solve(
     start = closed_form(kept, alpha, beta, problem.output[:, keep[-1]], tied=tied)
     if start.y is None:
         return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
-    power = 2 * start.scaling.output - (0 if tied else 2 * int(start.scaling.signals[0].max()))
 
-    def report(iteration: int, value: float, lower: float, gap: float) -> bool:
+    def report(best: Outcome) -> bool:
         if on_iterate is None:
             return True
+        if widened:
+            best = replace(best, lower=0.0)
+        value, power = float(cost @ best.y), _power(start)
         progress = Progress(
-            iteration=iteration,
+            iteration=best.iterations,
             value=float(shift(np.array(value), power)),
-            lower=0.0 if widened else float(shift(np.array(lower), power)),
-            gap=1.0 if widened else gap,
+            lower=float(shift(np.array(best.lower), power)),
+            gap=1 - math.sqrt(min(max(best.lower, 0.0) / value, 1.0)),
             elapsed=time.monotonic() - began,
+            solution=lambda: _restored(problem, weights, alive, start, best),
         )
         return on_iterate(progress) is not False
 
-    outcome = follow_path(
-        chain_barrier(start.chain), start.y, tol=tol, deadline=deadline, max_iterations=max_iterations, report=report
+    cost = chain_barrier(start.chain).cost
+    outcome = solved_chain(
+        start.chain,
+        start.y,
+        tol=tol,
+        deadline=deadline,
+        max_iterations=max_iterations,
+        memory=memory,
+        report=report,
     )
-    if outcome.status != "optimal":
-        outcome = replace(outcome, y=tightened(start.chain, outcome.y))
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
-    return _restored(problem, weights, alive, start, outcome, power)
+    try:
+        return _restored(problem, weights, alive, start, outcome)
+    except KeyboardInterrupt:
+        return _restored(problem, weights, alive, start, replace(outcome, status="interrupted"))
+
+
+def _power(start: Start) -> int:
+    """log2 of the objective's unit in the start's scaling."""
+    level = 0 if start.chain.tied else 2 * int(start.scaling.signals[0].max())
+    return 2 * start.scaling.output - level
 
 
 def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], list[Array], bool]:
@@ -137,22 +161,29 @@ def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], l
 
 
 def _restored(
-    problem: ChainProblem, weights: list[Array], alive: Alive, start: Start, outcome: Outcome, power: int
+    problem: ChainProblem, weights: list[Array], alive: Alive, start: Start, outcome: Outcome
 ) -> ChainSolution:
-    """The outcome in the original signals, moved towards the start as little as makes it feasible there."""
-    assert start.y is not None
-    lower = float(shift(np.array(outcome.lower), power))
+    """The outcome in the original signals, raised or moved towards the start as little as makes it feasible there."""
+    assert start.inside is not None
+    lower = float(shift(np.array(outcome.lower), _power(start)))
     status: Status = outcome.status
     for share in (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0):
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
-        point = (1 - share) * outcome.y + share * start.y
-        eta = np.broadcast_to(point[start.chain.neurons :], start.scaling.signals[0].shape)
-        t, eta = unscale(start.scaling, split(start.chain, point)[0], eta)
-        t, eta = _embed(problem, weights, alive, t, eta)
-        if _feasible(problem, weights, t, eta):
-            return _solution(problem, t, eta, lower, status, outcome.iterations)
+        for point in (_lifted(start.chain, outcome.y, share), (1 - share) * outcome.y + share * start.inside):
+            eta = np.broadcast_to(point[start.chain.neurons :], start.scaling.signals[0].shape)
+            t, eta = unscale(start.scaling, split(start.chain, point)[0], eta)
+            t, eta = _embed(problem, weights, alive, t, eta)
+            if _feasible(problem, weights, t, eta):
+                return _solution(problem, t, eta, lower, status, outcome.iterations)
     return _solution(problem, *_infinite(problem), lower, "inaccurate", outcome.iterations)
+
+
+def _lifted(chain: Chain, y: Array, share: float) -> Array:
+    """y with eta raised by a share of it, and every layer by less than the one before it: no pivot is near zero."""
+    depth = len(chain.spans) + 1
+    lifts = [np.full(span.stop - span.start, 1 - k / depth) for k, span in enumerate(chain.spans, start=1)]
+    return np.asarray(y * (1 + share * np.concatenate([*lifts, np.ones(chain.cost.size)])))
 
 
 def _solution(

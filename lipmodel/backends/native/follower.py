@@ -1,10 +1,12 @@
 """Dual path follower for diagonal multipliers: every iterate is strictly feasible, so every iterate is a bound.
 
-Minimises c'y - mu logdet S(y) for mu -> 0 with the exact Hessian. A linear offset makes any start central; a
-second-order predictor follows the path; correctors are quasi-Newton steps that reuse the factored Hessian. With M the
-Hessian, a = grad logdet S, P = S^-1 and d = M^-1 a - M^-1 c / m, the matrix m (P - P A(d) P) satisfies every equality
-of the primal problem, and is feasible there exactly where S(y - d) > 0: one block Cholesky gives the lower bound
-c'y - m (n - a'd).
+Minimises cost'y - mu logdet S(y) for mu -> 0 with the exact Hessian M of -logdet S. Any strictly feasible y is the
+minimiser of (cost / mu + offset)'y - logdet S for one offset, at every mu: so each iterate stands on a path of its own,
+at the mu that makes its offset least, and the path is followed by its Taylor series of order three, from two gradients
+besides. Nothing is corrected: what a prediction misses goes into the next offset, which mu -> 0 makes negligible.
+With a = grad logdet S, P = S^-1 and d = M^-1 a - M^-1 cost / m, the matrix m (P - P A(d) P) satisfies every equality of
+the primal problem, and is feasible there exactly where S(y - d) > 0: one block Cholesky gives the lower bound
+cost'y - m (n - a'd).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,15 +22,20 @@ import numpy as np
 from lipmodel.backends.native.barrier import Metric, factor_metric
 from lipmodel.backends.native.chain import Array, Status
 
-# shares of mu that a prediction may take off, and the decrement that it may have to be accepted, or to be extended
-SHARES = (
-    0.98, 0.96, 0.93, 0.89, 0.83, 0.75, 0.66, 0.57, 0.48, 0.4,
-    0.33, 0.27, 0.2, 0.15, 0.1, 0.06, 0.03, 0.01, 0.003, 0.001,
-)  # fmt: skip
-PATIENCE = ((4.5, 2.25), (1.5, 0.8), (0.9, 0.5))
-CENTRAL = 0.9  # decrement above which an iterate is brought back by a line search before the path is followed on
-CORRECTED = 0.3  # decrement at which the correctors stop
-CORRECTORS = 6
+ACCEPTED = (4.5, 1.5, 0.9)  # decrements that a prediction may have; the next where one before gets nowhere
+AIM, POOR = 2.0, 1.1  # the decrement that strides aim at, and the one below which another attempt is made to get there
+GROWTH = 5.0  # the decrement of a prediction grows like this power of the stride
+STRIDE = 0.7  # the first, in units of log mu
+ROUGH = 0.3  # decrement of the sample from which the second order is not believed: it is mostly rounding there
+SHORT = 0.1  # stride below which a point this near to the central path is taken onto it first
+NEAR, CENTRAL, FAR = 0.1, 0.25, 9.0  # squared lengths of the offset
+SAMPLE = 0.15  # of a stride, where the remainder of the second order is measured
+DIFFERENCE = 5e-3  # length, in the metric of M, of the step of the difference quotient
+SPOILT = 50.0  # growth of the squared length of the offset in one step that only rounding explains
+BEND = (0.2, 8.0)
+LEVELS = (0.25, 0.5, 1.0, 2.0)  # of mu, at which a lower bound is tried
+ATTEMPTS = 12
+FADING = 0.3  # of the objective: once n mu is below this an offset longer than one is made to vanish
 IDLE = 8  # iterations without progress before less is asked of a step
 
 
@@ -50,18 +57,22 @@ class Barrier(Protocol):
 
     def complete(self, factor: Any) -> Any: ...
     def hessian(self, factor: Any, band: Any) -> Array:
-        """Of -logdet S, shape (unknowns, unknowns); the caller may overwrite it."""
+        """Of -logdet S, shape (unknowns, unknowns): the upper triangle counts, the caller may overwrite it all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What `on_iterate` is told: objective and lower bound so far, their relative gap on the bound, seconds elapsed."""
+    """What `on_iterate` is told: objective and lower bound so far, their relative gap on the bound, seconds elapsed.
+
+    solution: computes the best feasible point so far, a ChainSolution or a Solution.
+    """
 
     iteration: int
     value: float
     lower: float
     gap: float
     elapsed: float
+    solution: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,15 +144,33 @@ class _Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Path:
-    """The path through a nearly central point: linear'y - logdet S, linear = cost / mu + offset, as mu falls."""
+    """y(x) = y + terms_1 x + terms_2 x^2 + .., the minimisers of (cost / mu + offset)'y - logdet S at mu exp(-stride).
+
+    x = (1 - exp(-bend stride)) / bend: 1 makes it the share of mu that is taken off, 0 would make it the stride. fade:
+    the offset shrinks with mu.
+    """
 
     point: _Point
     metric: Metric
     mu: float
     offset: Array
-    newton: Array  # the step to the path at this mu
-    price: Array  # M^-1 cost / mu
-    tangent: Array  # what y loses per share of mu, and of the offset, taken off
+    fade: bool
+    bend: float
+    terms: tuple[Array, ...]
+
+    def length(self, stride: float) -> float:
+        """x."""
+        return (1 - math.exp(-self.bend * stride)) / self.bend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Step:
+    """A prediction: the step back to the path there, by the metric behind it, and its length."""
+
+    point: _Point
+    stride: float
+    newton: Array
+    decrement: float
 
 
 def follow_path(
@@ -151,16 +180,16 @@ def follow_path(
     tol: float,
     deadline: float,
     max_iterations: int,
-    report: Callable[[int, float, float, float], bool],
+    report: Callable[[int, Array, float, float], bool],
     target: float = -math.inf,
     lower: float = 0.0,
     fade: bool = False,
 ) -> Outcome:
     """Follow the central path from the strictly feasible y until the bound is known to the relative tolerance `tol`.
 
-    report(iterations, value, lower, gap) is called once per Hessian; the run ends where it returns False, and as soon
-    as the objective is below `target`. lower: a lower bound on the objective that is known beforehand. fade: let the
-    offset shrink with mu, which a start far from the path needs; near it a constant one takes fewer iterations.
+    report(iterations, best point, lower, gap) is called once per Hessian; the run ends where it returns False, and as
+    soon as the objective is below `target`. lower: a lower bound on the objective that is known beforehand. fade: let
+    the offset shrink with mu from the start, not just where it does not vanish by itself.
     """
     value = float(barrier.cost @ y)
     run = _Run(barrier=barrier, deadline=deadline, target=target, best=y.copy(), value=value, lower=lower, fade=fade)
@@ -169,7 +198,7 @@ def follow_path(
     try:
         for _ in _iterate(run, y):
             iterations += 1
-            if not report(iterations, run.value, run.lower, run.gap()):
+            if not report(iterations, run.best, run.lower, run.gap()):
                 status = "interrupted"
             elif run.gap() <= tol:
                 status = "optimal"
@@ -194,46 +223,45 @@ def _iterate(run: _Run, y: Array) -> Iterator[None]:
     point = run.point(y)
     if point is None:
         return
-    mu = float(run.cost @ y) / run.barrier.order
-    offset = point.gradient - run.cost / mu  # y minimises cost'y / mu + offset'y - logdet S
-    rung, patience, watch = 0, 0, _Watch()
-    while patience < len(PATIENCE):
+    mu, stride, patience, watch, last = math.inf, STRIDE, 0, _Watch(), math.inf
+    while patience < len(ACCEPTED):
         metric = factor_metric(run.barrier.hessian(point.factor, point.band))
         if metric is None:
             return
         ascent, price = metric.refined(point.gradient), metric.refined(run.cost)
-        pure = point.gradient - run.cost / mu
-        if pure @ (ascent - price / mu) < 0.49:
-            offset = np.zeros_like(offset)
-        _bound_below(run, point, metric, mu, ascent, price)
+        mu = _level(run, point, mu, ascent, price)
+        distance = float((point.gradient - run.cost / mu) @ (ascent - price / mu))
+        if distance < FAR:
+            _bound_below(run, point, metric, mu, ascent, price)
         yield
-        aside = metric.solve(offset)
-        newton = ascent - price / mu - aside
-        decrement = math.sqrt(max(float(newton @ (pure - offset)), 0.0))
         step = None
-        if decrement <= CENTRAL:
-            path = _Path(
-                point=point,
-                metric=metric,
-                mu=mu,
-                offset=offset,
-                newton=newton,
-                price=price / mu,
-                tangent=price / mu - aside if run.fade else price / mu,
-            )
-            step = _predict(run, path, rung, *PATIENCE[patience])
+        spoilt = distance > SPOILT * max(last, 1.0)
+        if not spoilt:
+            home, newton, level, last = point, ascent - price / mu, mu, distance
+        if not spoilt and (stride > SHORT or not NEAR < distance < FAR):
+            step = _predict(run, _path(run, point, metric, mu, ascent, price), stride, ACCEPTED[patience])
         if step is not None:
-            rung, moved = step
-            mu *= 1 - SHARES[rung]
-            offset = offset * (1 - SHARES[rung]) if run.fade else offset
-            point = _correct(run, moved, metric, run.cost / mu + offset)
+            point = step.point
+            mu *= math.exp(-step.stride)
+            stride = step.stride * _stretch(step.decrement)
         else:
-            centred = _line_search(run, point, newton, run.cost / mu + offset)
-            point = point if centred is None else centred
-            if centred is None:
-                patience += 1
+            mu, last = level, math.inf
+            centred = _line_search(run, home, newton, run.cost / mu)
+            point = home if centred is None else centred
+            patience += centred is None
+            stride = max(STRIDE / 2, stride)
         if watch.idle(run.gap(), mu):
             patience += 1
+
+
+def _level(run: _Run, point: _Point, mu: float, ascent: Array, price: Array) -> float:
+    """The mu for which the point has the least offset in the metric of M; none above `mu` far from the central path."""
+    rise, slope = float(run.cost @ ascent), float(run.cost @ price)
+    if not (rise > 0 and 0 < slope < math.inf):
+        return min(mu, float(run.cost @ point.y) / run.barrier.order)
+    nearest = slope / rise
+    central = float((point.gradient - run.cost / nearest) @ (ascent - price / nearest)) < CENTRAL
+    return nearest if central else min(mu, nearest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -254,16 +282,19 @@ class _Watch:
 
 
 def _bound_below(run: _Run, point: _Point, metric: Metric, mu: float, ascent: Array, price: Array) -> None:
-    """The primal feasible point of this Hessian, at the barrier parameter that gives most."""
+    """The primal feasible point of this Hessian, at the least barrier parameter tried that gives one."""
     value = float(run.cost @ point.y)
-    for level in (0.4 * mu, mu, 2 * mu):
+    # what the solves leave of the primal equalities, priced at multipliers of the present size
+    left, left_price = metric.apply(ascent) - point.gradient, metric.apply(price) - run.cost
+    for share in LEVELS:
+        level = share * mu
         step = ascent - price / level
-        # what the solve leaves of the primal equalities, priced at multipliers of the present size
-        residual = metric.apply(step) - (point.gradient - run.cost / level)
-        slack = run.barrier.order - float(point.gradient @ step) + 2 * float(np.abs(residual) @ np.abs(point.y))
+        slack = run.barrier.order - float(point.gradient @ step)
+        slack += 2 * float(np.abs(left - left_price / level) @ np.abs(point.y))
         bound = value - level * slack
         if bound > run.lower and run.barrier.factorize(point.y - step) is not None:
             run.lower = bound
+            break
 
 
 def _line_search(run: _Run, point: _Point, direction: Array, linear: Array) -> _Point | None:
@@ -296,84 +327,62 @@ def _line_search(run: _Run, point: _Point, direction: Array, linear: Array) -> _
     return found
 
 
-def _predict(run: _Run, path: _Path, rung: int, accept: float, extend: float) -> tuple[int, _Point] | None:
-    """The farthest point of the second-order prediction whose decrement, in the metric behind it, is below `accept`.
+def _path(run: _Run, point: _Point, metric: Metric, mu: float, ascent: Array, price: Array) -> _Path:
+    """The path through a point to second order, parametrised such that it bends at a right angle to itself."""
+    offset = point.gradient - run.cost / mu
+    near = mu * run.barrier.order < FADING * run.value
+    fade = run.fade or (near and float(offset @ (ascent - price / mu)) > 1)
+    # M tangent = force: what d/dx takes off cost / mu + offset, reversed
+    force, tangent = run.cost / mu, price / mu
+    if fade:
+        force, tangent = force - offset, 2 * tangent - ascent
+    size = float(force @ tangent)
+    bend = 1.0
+    terms: tuple[Array, ...] = (-tangent,)
+    width = DIFFERENCE / math.sqrt(size) if size > 0 else 0.0
+    behind = run.point(point.y - width * tangent) if width else None
+    if behind is not None:
+        curvature = 2 * ((behind.gradient - point.gradient) / width - force) / width
+        second = metric.solve(curvature - 2 * run.cost / mu)
+        bend = min(max(1 + float(force @ second) / size, BEND[0]), BEND[1])
+        terms = (-tangent, (second - (bend - 1) * tangent) / 2)
+    return _Path(point=point, metric=metric, mu=mu, offset=offset, fade=fade, bend=bend, terms=terms)
 
-    The search starts one rung above the last, and climbs on from a decrement below `extend`.
-    """
-    point, tangent = path.point, path.tangent
-    width = 1e-3
-    ahead, behind = run.point(point.y + width * tangent), run.point(point.y - width * tangent)
-    bend = np.zeros_like(tangent)
-    if ahead is not None and behind is not None:
-        bend = path.metric.solve((ahead.gradient - 2 * point.gradient + behind.gradient) / width**2) / 2 - path.price
 
-    def attempt(index: int) -> tuple[float, _Point] | None:
-        share = SHARES[index]
-        trial = run.point(point.y + path.newton - share * tangent + share**2 * bend)
-        if trial is None:
-            return None
-        offset = path.offset * (1 - share) if run.fade else path.offset
-        decrement = _decrement(path.metric, run.cost / ((1 - share) * path.mu) + offset - trial.gradient)
-        return (decrement, trial) if decrement < accept else None
+def _predicted(run: _Run, path: _Path, stride: float) -> _Step | None:
+    """The prediction at mu exp(-stride), None where it is not feasible."""
+    x = path.length(stride)
+    point = run.point(path.point.y + sum(x**k * term for k, term in enumerate(path.terms, start=1)))
+    if point is None:
+        return None
+    share = math.exp(-stride)
+    force = run.cost / (path.mu * share) + (share * path.offset if path.fade else path.offset) - point.gradient
+    newton = path.metric.solve(force)
+    return _Step(point=point, stride=stride, newton=newton, decrement=math.sqrt(max(float(force @ newton), 0.0)))
 
-    index = max(rung - 1, 0)
-    found = attempt(index)
-    while found is None and index + 1 < len(SHARES):
-        index += 1
-        found = attempt(index)
-    while found is not None and found[0] < extend and index > 0:
-        further = attempt(index - 1)
-        if further is None:
+
+def _predict(run: _Run, path: _Path, stride: float, accepted: float) -> _Step | None:
+    """The farthest prediction found that is feasible and whose decrement, in the metric behind it, is `accepted`."""
+    sample = _predicted(run, path, SAMPLE * stride)
+    if sample is None or sample.decrement > ROUGH:
+        path = replace(path, bend=1.0, terms=path.terms[:1])
+        sample = _predicted(run, path, SAMPLE * stride)
+    if sample is not None:
+        order = len(path.terms) + 1
+        path = replace(path, terms=(*path.terms, -sample.newton / path.length(sample.stride) ** order))
+    best: _Step | None = None
+    for _ in range(ATTEMPTS):
+        step = _predicted(run, path, stride)
+        if step is not None and step.decrement < accepted:
+            best = step
+            if step.decrement > POOR:
+                break
+        elif best is not None:
             break
-        found, index = further, index - 1
-    return None if found is None else (index, found[1])
+        stride *= 0.6 if step is None else _stretch(step.decrement)
+    return best
 
 
-def _decrement(metric: Metric, force: Array) -> float:
-    return math.sqrt(max(float(force @ metric.solve(force)), 0.0))
-
-
-def _correct(run: _Run, point: _Point, metric: Metric, linear: Array) -> _Point:
-    """A few L-BFGS steps towards the minimum of linear'y - logdet S, from the inverse of an earlier Hessian."""
-    pairs: list[tuple[Array, Array]] = []
-    force = linear - point.gradient
-    for _ in range(CORRECTORS):
-        if _decrement(metric, force) < CORRECTED:
-            break
-        direction = -_quasi_newton(metric, pairs, force)
-        moved = _descend(run, point, direction, linear, float(force @ direction))
-        if moved is None:
-            break
-        after = linear - moved.gradient
-        pairs.append((moved.y - point.y, after - force))
-        point, force = moved, after
-    return point
-
-
-def _descend(run: _Run, point: _Point, direction: Array, linear: Array, slope: float) -> _Point | None:
-    """The first of a few halved steps at which linear'y - logdet S has decreased enough (Armijo)."""
-    step = 1.0
-    for _ in range(5):
-        y = point.y + step * direction
-        factor = run.factor(y)
-        if factor is not None:
-            change = step * float(linear @ direction) - (factor.logdet - point.factor.logdet)
-            if change <= 1e-3 * step * slope:
-                return run.complete(y, factor)
-        step /= 2
-    return None
-
-
-def _quasi_newton(metric: Metric, pairs: list[tuple[Array, Array]], force: Array) -> Array:
-    """Two-loop recursion of L-BFGS (Nocedal 1980, Math. Comp. 35)."""
-    rest = force.copy()
-    weights = []
-    for step, change in reversed(pairs):
-        weight = float(step @ rest) / float(step @ change)
-        rest -= weight * change
-        weights.append(weight)
-    result = metric.solve(rest)
-    for (step, change), weight in zip(pairs, reversed(weights), strict=True):
-        result += (weight - float(change @ result) / float(step @ change)) * step
-    return result
+def _stretch(decrement: float) -> float:
+    """The factor on a stride that should bring its decrement to the aim."""
+    return float(min(max((AIM / max(decrement, 1e-9)) ** (1 / GROWTH), 0.5), 2.0))

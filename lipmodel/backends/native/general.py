@@ -12,8 +12,10 @@ import numpy as np
 from lipmodel.backends.native.blocks import BlockBarrier
 from lipmodel.backends.native.chain import Array, Status, shift
 from lipmodel.backends.native.core import NARROW, single_thread
-from lipmodel.backends.native.follower import Outcome, Progress, follow_path
+from lipmodel.backends.native.follower import Outcome, Progress
 from lipmodel.backends.native.launch import Launch, launched
+from lipmodel.backends.native.memory import memory_limit
+from lipmodel.backends.native.portfolio import solved_program
 from lipmodel.backends.native.program import NO_SIGNAL, Blocks, Program, compressed
 from lipmodel.backends.native.pruning import NOTHING, Pruned, embedded, pruned
 from lipmodel.backends.native.structure import Structure, structure_of
@@ -21,10 +23,6 @@ from lipmodel.backends.native.units import scaled
 
 SHARES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
 """How far the result is moved towards the start, until it is feasible in the original numbers."""
-
-
-ZERO = 1e-40
-"""An objective this small beside that of the start is zero: no relative gap would ever close."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,18 +46,21 @@ def solve_program(
     tol: float = 1e-6,
     time_limit: float | None = None,
     max_iterations: int = 200,
+    memory: int | None = None,
     on_iterate: Callable[[Progress], bool | None] | None = None,
 ) -> Solution:
     """The best strictly feasible point of a program, to a relative gap `tol` on its bound.
 
-    time_limit in seconds. on_iterate is called once per iteration and may return False to stop. KeyboardInterrupt is
-    caught and returns the best point. BLAS runs on one thread. Does not raise on finite data.
+    time_limit in seconds. memory: bytes, by default a share of what is available; where the path follower would take
+    more, descent alone. on_iterate is called once at the start, whenever a better point is known and once per
+    iteration, and may return False to stop. KeyboardInterrupt is caught and returns the best point. BLAS runs on one
+    thread. Does not raise on finite data.
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
     with single_thread(), np.errstate(all="ignore"):
         try:
-            return _solve(program, tol, began, deadline, max_iterations, on_iterate)
+            return _solve(program, tol, began, deadline, max_iterations, memory_limit(memory), on_iterate)
         except KeyboardInterrupt:
             return _none("interrupted")
         except (MemoryError, np.linalg.LinAlgError):
@@ -76,6 +77,7 @@ def _solve(
     began: float,
     deadline: float,
     max_iterations: int,
+    memory: int,
     on_iterate: Callable[[Progress], bool | None] | None,
 ) -> Solution:
     normal = _normalised(program)
@@ -92,31 +94,28 @@ def _solve(
         return _none("time-limit" if time.monotonic() > deadline else "failed")
     power = start.units.power
 
-    def report(iteration: int, value: float, lower: float, gap: float) -> bool:
+    def report(best: Outcome) -> bool:
         if on_iterate is None:
             return True
-        low = 0.0 if widened else lower
-        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, low)]
+        if widened:
+            best = replace(best, lower=0.0)
+        value = float(start.barrier.cost @ best.y)
+        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, best.lower)]
         if normal is not None:
             both = [normal.objective(v) for v in both]
+        ratio = min(max(best.lower, 0.0) / value, 1.0) if value > 0.0 else float(best.lower >= value)
         progress = Progress(
-            iteration=iteration,
+            iteration=best.iterations,
             value=both[0],
             lower=both[1],
-            gap=1.0 if widened else gap,
+            gap=1 - (math.sqrt(ratio) if start.barrier.root else ratio),
             elapsed=time.monotonic() - began,
+            solution=lambda: _restored(program, whole, small, start, best, normal),
         )
         return on_iterate(progress) is not False
 
-    outcome = follow_path(
-        start.barrier,
-        start.y,
-        tol=tol,
-        deadline=deadline,
-        max_iterations=max_iterations,
-        report=report,
-        target=ZERO * float(start.barrier.cost @ start.y),
-        fade=known is None or bool(known.extra) or not start.barrier.root,
+    outcome = solved_program(
+        start, known, tol=tol, deadline=deadline, max_iterations=max_iterations, memory=memory, report=report
     )
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)

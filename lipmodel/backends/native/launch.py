@@ -48,6 +48,11 @@ class Launch:
         found[self.barrier.unknowns] = y
         return found if self.balance is None else self.balance.point(found)
 
+    def vector(self, unknowns: Array) -> Array:
+        """The barrier's y from positive unknowns of the scaled program, up to the balance between its ends."""
+        full = unknowns if self.balance is None else self.balance.reduced(unknowns)
+        return np.asarray(full[self.barrier.unknowns])
+
     def objective(self, value: float) -> float:
         """That of the scaled program from the barrier's."""
         return value if self.balance is None else self.balance.objective(value)
@@ -75,14 +80,19 @@ class Balance:
         scale = math.sqrt(self.price / value) if value > 0.0 else 1.0
         return np.where(self.beyond > 0.0, full / scale, full * scale)
 
+    def reduced(self, full: Array) -> Array:
+        """The other way round: the unknowns that are not given, at the scale that has the price."""
+        scale = self.price / float(self.beyond @ full)
+        return np.delete(np.where(self.beyond > 0.0, full * scale, full / scale), self.given)
+
     def objective(self, value: float) -> float:
         return 2.0 * math.sqrt(max(self.price * value, 0.0))
 
 
 def launched(program: Program, structure: Structure | None, deadline: float) -> Launch | None:
-    """From the best closed form that is strictly feasible, else from the first phase; None where that finds nothing."""
+    """From the first closed form that is strictly feasible, else the first phase; None where that finds nothing."""
     if structure is not None:
-        for guess in guesses(program, structure, deadline):
+        for guess in guesses(program, structure):
             start = _from_guess(program, structure, guess)
             if start is not None:
                 return _balanced(start, structure)
@@ -173,7 +183,7 @@ def _first_phase(program: Program, structure: Structure | None, deadline: float)
         tol=1e-9,
         deadline=deadline,
         max_iterations=100,
-        report=lambda iteration, value, lower, gap: lower <= 0.0,
+        report=lambda iteration, best, lower, gap: lower <= 0.0,
         target=0.0,
         lower=-math.inf,
         fade=True,

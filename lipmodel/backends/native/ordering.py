@@ -76,7 +76,7 @@ def _fill(graph: Graph, k: int, around: Sequence[set[int]], dense: Sequence[bool
 
 def _operations(size: int, reach: int, *, diagonal: bool) -> float:
     """Multiplications of a factorisation and a band inverse for one front."""
-    own = 0.0 if diagonal else 1.5 * size**3 + 2.0 * size**2 * reach
+    own = 0.0 if diagonal else 0.5 * size**3 + 2.0 * size**2 * reach
     return own + 2.0 * size * reach**2
 
 

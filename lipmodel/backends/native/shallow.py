@@ -89,7 +89,8 @@ def hessian(chain: Chain, factor: ShallowFactor, band: ShallowBand) -> Array:
     corner = band.inverse[:count, :count]
     through = corner @ weight.T  # P_xx W'
     result = np.empty((neurons + chain.cost.size,) * 2)
-    result[:neurons, :neurons] = hadamard(base, image, image.T, weight @ through, alpha, beta, alpha, beta)
+    both = weight @ through
+    hadamard(base, image, image.T, both, alpha, beta, alpha, beta, out=result[:neurons, :neurons])
     cross = 2 * (reach[:, :count].T - through * alpha) * (reach[:, :count].T - through * beta)
     square = corner * corner
     if chain.tied:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dtrsm
+from scipy.linalg.blas import dtrmm, dtrsm
+from scipy.linalg.lapack import dtrtri
 
-from lipmodel.backends.native.barrier import cholesky
+from lipmodel.backends.native.barrier import add_to_diagonal, cholesky
 from lipmodel.backends.native.chain import (
     ABSENT,
     Array,
@@ -27,23 +28,25 @@ from lipmodel.backends.native.chain import (
     scaled_chain,
     scaled_weight,
     shift,
-    split,
     triangular_factor,
 )
 from lipmodel.backends.native.elimination import elimination_order
 
 Rule = Callable[[Array], Array]
-EXPENSIVE = 3e8  # cubed widths from which one rule that works is enough
 MARGIN = 1.3  # of the first iterate above the closed form, so that no block starts near singular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Start:
-    """A chain in scaled signals, and a strictly feasible point y of it; y is None where none was found."""
+    """A chain in scaled signals, and two strictly feasible points of it, None where none was found.
+
+    y: the better one, near the boundary. inside: where no block is near singular.
+    """
 
     chain: Chain
     scaling: Scaling
-    y: Array | None
+    y: Array | None = None
+    inside: Array | None = None
 
 
 def _largest_eigenvalue(matrix: Array) -> float:
@@ -113,7 +116,6 @@ class _Forward:
     scaling: Scaling
     t: list[Array]  # in scaled signals
     eta: Array
-    level: float  # log2 of the objective of the unscaled program
 
 
 def _forward(
@@ -123,45 +125,56 @@ def _forward(
     first, kappa = _input_scale(weights[0], tied=tied)
     signals, inputs = [first], []
     t: list[Array] = []
+    half: Array | None = None  # the covariance is half' half, or full where a slope alpha is not zero
     full: Array | None = None
     for weight, low, high in zip(weights, alpha, beta, strict=True):
         rows = _row_exponents(weight, signals[-1])
         operand = scaled_weight(weight, signals[-1], rows)
-        gram = (operand / kappa) @ operand.T if full is None else operand @ full @ operand.T
+        if full is not None:
+            gram = operand @ full @ operand.T
+        else:
+            spread = operand / np.sqrt(kappa) if half is None else dtrmm(1.0, half, operand.T, lower=1).T
+            gram = spread @ spread.T
         own = exponents(np.maximum(np.abs(low), np.abs(high)))
         low, width = shift(low, -own), shift(high, -own) - shift(low, -own)
         bounds = rule(gram)
-        pivot = cholesky(np.diag(2 * bounds) - gram) if np.all(np.isfinite(bounds)) and np.all(bounds > 0) else None
+        if not (np.all(np.isfinite(bounds)) and np.all(bounds > 0)):
+            return None
+        shifted = -gram
+        add_to_diagonal(shifted, 2 * bounds)
+        pivot = cholesky(shifted)
         if pivot is None:
             return None
-        half = dtrsm(1.0, pivot, gram * low + np.diag(width * bounds), lower=1)
-        full = half.T @ half
-        full += gram * low * low[:, None]
-        units = exponents(np.sqrt(full.diagonal()))
-        full = shift(full, -units[:, None] - units[None, :])
+        middle = gram * low
+        add_to_diagonal(middle, width * bounds)
+        if len(signals) == len(weights):  # only what the output reads of it is needed
+            units = exponents(np.sqrt(width**2 * bounds + low**2 * gram.diagonal()))
+        else:
+            half = dtrsm(1.0, pivot, middle, lower=1) if low.any() else dtrtri(pivot, lower=1)[0] * middle.diagonal()
+            full = half.T @ half + gram * low * low[:, None] if low.any() else None
+            size = np.einsum("ij,ij->j", half, half) if full is None else full.diagonal()
+            units = exponents(np.sqrt(size))
+            half = shift(half, -units[None, :])
+            full = None if full is None else shift(full, -units[:, None] - units[None, :])
         inputs.append(rows + units)
         signals.append(rows + units + own)
         t.append(shift(1 / (bounds * width**2), 2 * units))
     power = int(np.max(exponents(np.abs(output).max(axis=0)) + signals[-1]))
-    last = shift(output, (signals[-1] - power)[None, :])
-    if last.shape[0] > last.shape[1]:
-        last = triangular_factor(last)
-    assert full is not None
-    rho = float(np.linalg.eigvalsh(last @ full @ last.T)[-1])
+    ends = shift(output, (signals[-1] - units - power)[None, :])
+    if ends.shape[0] > ends.shape[1]:
+        ends = triangular_factor(ends)
+    reach = dtrsm(1.0, pivot, middle @ ends.T, lower=1)
+    low = ends * low
+    rho = float(np.linalg.eigvalsh(reach.T @ reach + low @ gram @ low.T)[-1])
     if not np.isfinite(rho) or rho <= 0:
         return None
     unit = int(exponents(np.sqrt(np.array(rho))))
     rho = float(shift(np.array(rho), -2 * unit))
     power += unit
-    level = float(np.log2(rho)) + 2.0 * power
-    if not tied:
-        top = int(-2 * first.min())
-        level += float(np.log2(shift(kappa, -2 * first - top).sum())) + top
     return _Forward(
         scaling=Scaling(signals=tuple(signals), inputs=tuple(inputs), output=power),
         t=[rho * tk for tk in t],
         eta=rho * kappa,
-        level=level,
     )
 
 
@@ -195,25 +208,6 @@ def least_eta(chain: Chain, t: Sequence[Array], shape: Array) -> Array | None:
     return np.asarray(max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12 * float(np.abs(gram).max()), 1e-200) * shape)
 
 
-def tightened(chain: Chain, y: Array) -> Array:
-    """A feasible point no worse than the feasible y: its multipliers times one factor, the least eta of its shape."""
-    t, eta = split(chain, y)
-    cost = np.concatenate([np.zeros(chain.neurons), chain.cost])
-    best = y
-    for factor in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.65, 0.55):
-        scaled = [factor * tk for tk in t]
-        least = least_eta(chain, scaled, eta)
-        if least is None:
-            break
-        trial = np.concatenate([*scaled, (least[:1] if chain.tied else least) * (1 + 1e-8)])
-        if cost @ trial >= cost @ best:
-            if factor < 1:
-                break
-        elif elimination_order(chain).factorize(chain, trial) is not None:
-            best = trial
-    return best
-
-
 def backward_sweep(chain: Chain) -> Array | None:
     """A feasible point from scalar multipliers per layer, t_k = lmax of what the later layers ask for (any slopes)."""
     gram = chain.output_gram
@@ -238,33 +232,33 @@ def backward_sweep(chain: Chain) -> Array | None:
     return np.concatenate([*t, eta[:1] if chain.tied else eta])
 
 
-def _inflated(chain: Chain, y: Array) -> Array | None:
-    """y with eta raised (more and more) and the whole scaled up, as soon as it is strictly feasible."""
-    for excess in (1.02, 1.1, 2.0, 16.0):
-        trial = MARGIN * y
-        trial[chain.neurons :] *= excess
-        if elimination_order(chain).factorize(chain, trial) is not None:
-            return trial
+def _firm(chain: Chain, y: Array) -> tuple[Array, Array] | None:
+    """y with eta raised (more and more) as soon as it is strictly feasible, and a point well inside."""
+    for excess in (1 + 1e-7, 1 + 1e-5, 1.001, 1.02, 1.1, 2.0, 16.0):
+        edge = y.copy()
+        edge[chain.neurons :] *= excess
+        if elimination_order(chain).factorize(chain, edge) is not None:
+            inside = MARGIN * edge
+            inside[chain.neurons :] *= 1.02
+            return edge, inside
     return None
 
 
 def closed_form(
     weights: Sequence[Array], alpha: Sequence[Array], beta: Sequence[Array], output: Array, *, tied: bool
 ) -> Start:
-    """The best of the forward rules, else the backward sweep; every neuron must lie on a path from input to output."""
-    passes: list[_Forward] = []
+    """The first forward rule that works, else the backward sweep; every neuron lies on a path from input to output."""
     for rule in RULES:
         with contextlib.suppress(np.linalg.LinAlgError):
             found = _forward(weights, alpha, beta, output, rule, tied=tied)
-            passes += [found] if found is not None else []
-        if passes and sum(weight.shape[0] ** 3 for weight in weights) > EXPENSIVE:
-            break
-    for found in sorted(passes, key=lambda found: found.level):
-        chain = scaled_chain(weights, alpha, beta, output, found.scaling, tied=tied)
-        y = _inflated(chain, np.concatenate([*found.t, found.eta[:1] if tied else found.eta]))
-        if y is not None:
-            return Start(chain=chain, scaling=found.scaling, y=y)
+            if found is None:
+                continue
+            chain = scaled_chain(weights, alpha, beta, output, found.scaling, tied=tied)
+            points = _firm(chain, np.concatenate([*found.t, found.eta[:1] if tied else found.eta]))
+            if points is not None:
+                return Start(chain=chain, scaling=found.scaling, y=points[0], inside=points[1])
     scaling = _plain_scaling(weights, alpha, beta, output, tied=tied)
     chain = scaled_chain(weights, alpha, beta, output, scaling, tied=tied)
     y = backward_sweep(chain)
-    return Start(chain=chain, scaling=scaling, y=None if y is None else _inflated(chain, y))
+    edge, inside = (None if y is None else _firm(chain, y)) or (None, None)
+    return Start(chain=chain, scaling=scaling, y=edge, inside=inside)

@@ -1,0 +1,1 @@
+"""The native backend measured against its goals: `python -m benchmarks.native --help`."""
