@@ -288,7 +288,7 @@ def test_what_it_does_not_take(name, reason):
     assert general.solve_program(program).status == "optimal"
 
 
-def test_multipliers_with_a_price_or_shared_across_activations():
+def test_multipliers_with_a_price_or_shared_and_neurons_without_an_input():
     launch, structure = start_of(two_ended(6, free=False))
     priced = replace(launch.program, cost=np.ones(launch.program.unknowns))
     with pytest.raises(NotLowRank, match="price"):
@@ -299,6 +299,10 @@ def test_multipliers_with_a_price_or_shared_across_activations():
     shared = replace(launch.program, weights=sp.csr_array(weights))
     with pytest.raises(NotLowRank, match="across"):
         program_dual(replace(launch, program=shared), structure)
+    rows = list(launch.program.rows)
+    rows[structure.activations[0]] = replace(rows[2], pre={s: 0 * m for s, m in rows[2].pre.items()})
+    with pytest.raises(NotLowRank, match="nothing"):
+        program_dual(replace(launch, program=replace(launch.program, rows=tuple(rows))), structure)
 
 
 def test_levels_fall_along_every_edge():

@@ -53,7 +53,7 @@ def program_dual(launch: Launch, structure: Structure) -> Dual:
     """The unknowns of a launched program. Raises NotLowRank."""
     program = launch.program
     _check(program, structure)
-    spans, varying = program.spans, program.weights.tocsr()
+    spans, weights = program.spans, program.weights.tocsr()
     scales = [np.zeros(0)] * len(program.sizes)  # a signal is its part of the factor's rows times this
     starts: dict[int, int] = {}
     end = 0
@@ -64,7 +64,7 @@ def program_dual(launch: Launch, structure: Structure) -> Dual:
         nonlocal end
         starts[s] = end
         end += program.sizes[s]
-        part = varying[spans[g]]
+        part = weights[spans[g]]
         owners.append(np.asarray(part.indices, dtype=np.int64))
         weight = np.sqrt(part.data)
         scales[s] = np.sqrt(program.cost[part.indices] / 2) / weight if ball else 1 / weight
@@ -124,6 +124,9 @@ def _check(program: Program, structure: Structure) -> None:
     spans, cost = program.spans, program.cost
     if structure.extra:
         raise NotLowRank("it has terms stated besides")
+    reads = [list(program.rows[g].pre.values()) for g in structure.activations]
+    if not all(any(np.any(m) for m in blocks) for blocks in (*reads, list(program.constant.values()))):
+        raise NotLowRank("something in it reads nothing")
     ends = [*structure.inputs.values(), *structure.duals.values()]
     for g in (*ends, *structure.activations):
         if np.any(np.diff(program.weights[spans[g]].indptr) != 1):
