@@ -14,25 +14,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from lipmodel.backends.native.chain import (
-    ABSENT,
     Array,
     Chain,
     Exponents,
-    Scaling,
     Status,
-    exponents,
-    scaled_chain,
-    scaled_weight,
-    shift,
 )
 from lipmodel.backends.native.elimination import chain_barrier
+from lipmodel.backends.native.follower import Barrier
 from lipmodel.backends.native.lowrank import (
     MEMORY,
     Climb,
@@ -41,10 +35,8 @@ from lipmodel.backends.native.lowrank import (
     pool_of,
     random_state,
     reading,
-    row_lengths,
     signals_of,
 )
-from lipmodel.backends.native.start import Start
 
 COLUMNS = 16  # of the factor at the start
 ROUND = (6, 100)  # steps between two attempts at feasible unknowns, of which each is a factorisation: at least, at most
@@ -58,25 +50,13 @@ HESSIANS = 2.5  # that the path follower takes to divide the gap by ten
 class Ascended:
     """y: the best strictly feasible unknowns, None where there are none; lower: objective of a primal feasible point.
 
-    inside: the first feasible unknowns, farther from the boundary. status: "optimal", "time-limit", "iteration-limit",
-    "interrupted", or "inaccurate": it does not pay to go on.
+    status: "optimal", "time-limit", "iteration-limit", "interrupted", or "inaccurate": it does not pay to go on.
     """
 
     y: Array | None
-    inside: Array | None
     lower: float
     status: Status
     iterations: int
-
-
-class Barrier(Protocol):
-    """Whether a point is strictly feasible, and what it costs."""
-
-    @property
-    def cost(self) -> Array: ...
-    @property
-    def root(self) -> bool: ...
-    def factorize(self, y: Array) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,54 +103,6 @@ class Dual:
         return self.vector(unknowns * (1 + share * self.levels))
 
 
-def sampled_start(
-    weights: Sequence[Array], alpha: Sequence[Array], beta: Sequence[Array], output: Array, *, tied: bool
-) -> Start:
-    """The chain in signals in which a random primal feasible point is of order one; without unknowns yet.
-
-    weights (n_k, n_{k-1}), output (m, n_L), without zero rows and columns.
-    """
-    scaling = _sampled_scaling(weights, alpha, beta, output, tied=tied)
-    return Start(chain=scaled_chain(weights, alpha, beta, output, scaling, tied=tied), scaling=scaling, y=None)
-
-
-def _sampled_scaling(
-    weights: Sequence[Array], alpha: Sequence[Array], beta: Sequence[Array], output: Array, *, tied: bool
-) -> Scaling:
-    random = np.random.default_rng(0)
-    first = np.zeros(weights[0].shape[1], dtype=np.int64)
-    if not tied:
-        rows = _top(exponents(weights[0]))
-        first = -(_top((exponents(weights[0]) - rows[:, None]).T) // 2)
-    signals, inputs = [first], []
-    signal = _unit(random.standard_normal((first.size, 8)))
-    for weight, low, high in zip(weights, alpha, beta, strict=True):
-        rows = _top(exponents(weight) + signals[-1][None, :])
-        v = scaled_weight(weight, signals[-1], rows) @ signal
-        own = exponents(np.maximum(np.abs(low), np.abs(high)))
-        low, high = shift(low, -own), shift(high, -own)
-        push = ((high - low) / 2 * row_lengths(v))[:, None] * _unit(random.standard_normal(v.shape))
-        signal = ((low + high) / 2)[:, None] * v + push
-        units = exponents(row_lengths(signal))
-        units = np.where(units == ABSENT, 0, units)
-        signal = shift(signal, -units[:, None])
-        inputs.append(rows + units)
-        signals.append(rows + units + own)
-    power = int(_top(exponents(output) + signals[-1][None, :]).max())
-    size = float(np.linalg.norm(shift(output, signals[-1][None, :] - power) @ signal))
-    power += int(np.frexp(size)[1]) if np.isfinite(size) else 0
-    return Scaling(signals=tuple(signals), inputs=tuple(inputs), output=power)
-
-
-def _top(entries: Any) -> Any:
-    """The largest exponent of every row."""
-    return np.max(entries, axis=1, initial=2 * ABSENT)
-
-
-def _unit(rows: Array) -> Array:
-    return np.asarray(rows / row_lengths(rows)[:, None])
-
-
 def chain_dual(chain: Chain) -> Dual:
     """The unknowns (t, eta) of a chain."""
     inputs = chain.weights[0].shape[1]
@@ -193,6 +125,8 @@ def chain_dual(chain: Chain) -> Dual:
     eta = np.zeros(inputs, dtype=np.int64) if chain.tied else np.arange(inputs)
     barrier = chain_barrier(chain)
     depth, fronts = len(layers), float(sum(n * n * max(n, m) for n, m in sizes))
+    if depth == 1:  # its neurons may be eliminated first
+        fronts = min(fronts, sizes[0][0] * float(sizes[0][1] + len(chain.output)) ** 2)
     return Dual(
         signals=signals_of(
             inputs,
@@ -220,7 +154,6 @@ class _Found:
     """The best feasible unknowns and the best primal value so far."""
 
     dual: Dual
-    inside: Array | None = None
     y: Array | None = None
     value: float = math.inf
     lower: float = 0.0
@@ -243,7 +176,6 @@ class _Found:
                 return
             if self.dual.barrier.factorize(trial) is not None:
                 self.y, self.value = trial, value
-                self.inside = trial if self.inside is None else self.inside
                 return
             share *= 6
 
@@ -306,8 +238,8 @@ def climbed(
     except MemoryError:
         status = "inaccurate"
     if found is None:
-        return Ascended(y=None, inside=None, lower=0.0, status=status, iterations=0)
-    return Ascended(y=found.y, inside=found.inside, lower=found.lower, status=status, iterations=iterations)
+        return Ascended(y=None, lower=0.0, status=status, iterations=0)
+    return Ascended(y=found.y, lower=found.lower, status=status, iterations=iterations)
 
 
 def _rounds(found: _Found, tol: float, deadline: float, alone: bool) -> Iterator[None]:
