@@ -278,7 +278,7 @@ def _solved(model: Model, chosen: Backend, prover: Prover, run: Run, time_limit:
     )
     with run.clock.stage("solve"):
         try:
-            return sound_point(model, chosen.solve(model, options))
+            point = sound_point(model, chosen.solve(model, options))
         except (BackendUnavailable, UsageError):
             raise
         except KeyboardInterrupt:
@@ -288,6 +288,10 @@ def _solved(model: Model, chosen: Backend, prover: Prover, run: Run, time_limit:
         except BaseException as error:  # a panic of a solver written in Rust is no Exception
             run.say(f"{chosen.name} failed ({type(error).__name__}: {error})")
             return Point(values=None, termination="failed", message=str(error))
+    if point.termination == "interrupted":
+        run.interrupted = True
+        run.say("interrupted: proving what there is")
+    return point
 
 
 def _watched(

@@ -36,6 +36,8 @@ MAX_PROGRAMS = 200
 """Size of a family beyond which a formulation that needs one is not chosen without being asked for."""
 
 
+LOOK = 0.01
+"""Seconds per activation, up to a hundred of them, that the search for a lower bound may take in any case."""
 PAYS = 1.0
 """Seconds of work from which processes are started for the members of a family."""
 WORKSPACE = 12
@@ -117,7 +119,7 @@ def solve(
     with _single_thread():
         parts = _first_parts(system, run)
         bound, proof, assumptions = _overall(system, parts, run)
-        found = _witness(network, request.spec, bound, clock, say) if witness else None
+        found = _witness(network, request.spec, bound, run, system.neurons) if witness else None
         if assumptions and found is not None and found.ratio > bound:
             say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
             run.assurance = "proved"
@@ -317,12 +319,13 @@ def _improved(system: IncrementSystem, part: Part) -> Part:
     return replace(part, bound=bound, proof=proof) if bound < part.bound else part
 
 
-def _witness(network: Network, spec: Spec, bound: float, clock: Clock, say: Callable[[str], None]) -> Witness | None:
-    """A witnessed lower bound; the search takes no longer than the bound did (0.1 s at least)."""
+def _witness(network: Network, spec: Spec, bound: float, run: Run, neurons: int) -> Witness | None:
+    """A witnessed lower bound; the search takes no longer than the bound did, or a second for larger networks."""
     from lipmodel.lower.search import search
 
-    spent = time.monotonic() - clock.started
-    budget = max(0.1, min(spent, clock.left()))
+    clock, say = run.clock, run.say
+    worth = max(time.monotonic() - clock.started, LOOK * min(neurons, 100))
+    budget = 0.1 if run.interrupted else max(0.1, min(worth, clock.left()))
     with clock.stage("lower"):
         try:
             target = bound * (1.0 - 1e-10)
