@@ -16,9 +16,11 @@ import scipy.linalg as sla
 from benchmarks.native.cases import Case
 from lipmodel.backends import backend
 from lipmodel.backends.base import Availability, Point, Progress, SolveOptions
+from lipmodel.certify.product_rule import product_system, prove_product
+from lipmodel.certify.quick import quick_bound
 from lipmodel.clock import Clock
 from lipmodel.families import chosen_outputs, measured, members
-from lipmodel.member import Run, product_bound_of, solve_member
+from lipmodel.member import Run, solve_member
 from lipmodel.model.model import Model
 from lipmodel.network.increments import IncrementSystem
 from lipmodel.pipeline import make_request
@@ -106,7 +108,7 @@ def measure(case: Case, repeats: int = REPEATS) -> tuple[dict[str, Any], Recorde
         "width": max(widths, default=0),
         "order": system.order,
         "floor": floor(system.order),
-        "first proved": _first_proved(case, system, repeats),
+        **_proved_first(case, system, repeats),
     }
     row["floors"] = row["cpu"] / row["members"] / row["floor"]
     return row, recorder
@@ -171,13 +173,20 @@ def excesses(trace: list[tuple[float, float]], bound: float) -> dict[str, Any]:
     return {"excess": at, "first point": trace[0][0] if trace else None}
 
 
-def _first_proved(case: Case, system: IncrementSystem, repeats: int) -> float:
-    """CPU seconds until the product bound is proved, which the pipeline does first."""
-    times = []
+def _proved_first(case: Case, system: IncrementSystem, repeats: int) -> dict[str, float]:
+    """CPU seconds of the two bounds that the pipeline proves before a solver starts: the quick one, and the product."""
+    norms = measured(make_request(system, case.formulation, norm=case.norm).spec).norms
+    best = {"first proved": math.inf, "product": math.inf}
     for _ in range(repeats):
         start = time.process_time()
-        product_bound_of(system, measured(make_request(system, case.formulation, norm=case.norm).spec).norms)
-        times.append(time.process_time() - start)
-        if times[-1] > SHORT:
+        quick_bound(system, *norms)
+        middle = time.process_time()
+        prove_product(product_system(system), *norms)
+        end = time.process_time()
+        best = {
+            "first proved": min(best["first proved"], middle - start),
+            "product": min(best["product"], end - middle),
+        }
+        if end - start > SHORT:
             break
-    return min(times)
+    return best
