@@ -17,8 +17,8 @@ from benchmarks.native.measure import MOMENTS
 
 Row = dict[str, Any]
 COLUMNS = (
-    "network", "program", "N", "order", "bound", "gap", "seconds", "iterations", "floors", "first", "product", "certify", "loss",
-    "faster",
+    "network", "program", "N", "order", "bound", "gap", "seconds", "iterations", "floors", "first", "product", "certify",
+    "loss", "faster",
 )  # fmt: skip
 
 
@@ -75,8 +75,8 @@ def markdown(results: Row) -> str:
         "## Programs",
         "",
         "N: neurons; order: of the inequality; floors: seconds in units of one dense potrf + potri of that order; "
-        "first, product: seconds of the two bounds that are proved before a solver starts; certify: of the proof of its "
-        "point; faster: than the best competitor whose value is correct.",
+        "first, product: seconds of the two bounds that are proved before a solver starts; certify: of the proof of "
+        "its point; faster: than the best competitor whose value is correct.",
         "",
         *_table(
             COLUMNS,
