@@ -17,8 +17,8 @@ from benchmarks.native.measure import MOMENTS
 
 Row = dict[str, Any]
 COLUMNS = (
-    "network", "program", "N", "order", "bound", "gap", "seconds", "iterations", "floors", "first", "product", "certify",
-    "loss", "faster",
+    "network", "program", "N", "order", "bound", "gap", "seconds", "iterations", "floors", "first", "product",
+    "certify", "loss", "faster",
 )  # fmt: skip
 
 
