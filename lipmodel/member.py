@@ -15,7 +15,7 @@ from lipmodel.backends import backend as find_backend
 from lipmodel.backends import backend_names
 from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
 from lipmodel.certify.certificate import lmi_proof, product_proof
-from lipmodel.certify.extract import extract, sound_point
+from lipmodel.certify.extract import sound_point
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.clock import Clock
 from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
@@ -108,6 +108,11 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     prover = Prover(system=system, member=member, clock=run.clock, cache=run.cache, known=known)
     if isinstance(built, Multipliers):
         return _by_multipliers(prover, member, run, [(run.formulation.name, built)])
+    if system.complete is not None and not free_multipliers(built) and run.assurance != "model":
+        with run.clock.stage("build"):
+            complete = build(system.complete, run.formulation, member_spec(run.spec, member))
+        if isinstance(complete, Model):
+            built, prover.solved = complete, system.complete
     point, used = _point(built, prover, run, time_limit)
     facts: dict[str, Any] = {
         "claim": None if point.objective is None else built.bound_of(point.objective),
@@ -117,7 +122,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     }
     if point.values is None:
         return _by_multipliers(prover, member, run, [], **facts)
-    multipliers, own = extract(built, system, point.values)
+    multipliers, own = prover.read(built, point.values)
     if own:
         part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
         if part is not None:

@@ -19,6 +19,7 @@ from lipmodel.network.increments import IncrementSystem, exact_system, float_sys
 
 if TYPE_CHECKING:
     from lipmodel.certify.repair import ProvedMultipliers
+    from lipmodel.model.terms import Term
 
 CONFIRMED = 1e-4
 """A solver's optimum counts as confirmed if the bound proved from it is no worse than this, relatively."""
@@ -39,6 +40,7 @@ Comparison = Literal["doubt", "doubt-tied"]
 class Prover:
     """What is proved about one program.
 
+    solved: what the program was built from, where that is not the system itself but the one with its dead neurons.
     best: the best multipliers proved so far. known: a bound that was proved otherwise. cache: of matrices that the
     members of a family share. seconds: what the proofs of a running solver's improvements took.
     """
@@ -48,6 +50,7 @@ class Prover:
     clock: Clock
     cache: dict[int, Any]
     known: float = math.inf
+    solved: IncrementSystem | None = None
     best: ProvedMultipliers | None = None
     seconds: float = 0.0
     _float: FloatSystem | None = None
@@ -85,10 +88,19 @@ class Prover:
         """Prove a feasible point as it is."""
         from lipmodel.certify.repair import prove_as_it_is
 
-        multipliers, own = extract(model, self.system, values)
+        multipliers, own = self.read(model, values)
         p, q = self.member.norms
         if not own:
             self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, "on the way", check=self._check()))
+
+    def read(self, model: Model, values: Mapping[Any, Any]) -> tuple[Multipliers, list[Term]]:
+        """The multipliers of the system from the values of a model's variables, and the terms that follow no rule."""
+        if self.solved is None:
+            return extract(model, self.system, values)
+        found, own = extract(model, self.solved, values)
+        of = {a.name: t for a, t in zip(self.solved.activations, found.t, strict=True)}
+        living = tuple(of[a.name][self.system.living[a.name]] for a in self.system.activations)
+        return Multipliers(t=living, g=found.g, s=found.s), own
 
     def settle(
         self,

@@ -88,6 +88,28 @@ def test_bounds_are_those_of_the_living_network_and_verify(backend: str) -> None
     lm.verify(net, result.certificate)
 
 
+def test_tied_multipliers_are_those_of_the_layer_with_its_dead_neurons() -> None:
+    """LipSDP-Layer is defined with them; what is proved is the inequality of the living ones."""
+    net, weights = network()
+    system = lm.increments(net)
+    assert system.complete is not None
+    assert [a.size for a in system.complete.activations] == [8, 6]
+    assert [list(system.living[a.name]) for a in system.activations] == [[0, 3, 5, 6, 7], [1, 2, 3, 4, 5]]
+    tied = lm.solve(net, "lipsdp-layer", backend="native", witness=False)
+    whole = lm.solve(chained(weights), "lipsdp-layer", backend="native", witness=False)
+    assert tied.claim is not None
+    assert whole.claim is not None
+    assert tied.claim == pytest.approx(whole.claim, rel=1e-6)
+    lm.verify(net, tied.certificate)
+    for outputs in ("1", "margin:0"):
+        lm.verify(net, lm.solve(net, "lipsdp-layer", outputs=outputs, witness=False).certificate)
+
+
+def chained(weights: list[np.ndarray]) -> lm.Network:
+    """The same with dead weights of 1e-12 in place of zeros, which no pruning finds."""
+    return lm.from_weights([np.where(w == 0.0, 1e-12, w) for w in weights], activation="relu")
+
+
 def test_a_convolution_keeps_its_structure() -> None:
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((2, 1, 3, 3))

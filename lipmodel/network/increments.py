@@ -7,7 +7,7 @@ between is linear. Any directed acyclic graph of affine and elementwise operatio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,12 +54,18 @@ class SlopeRestricted:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class IncrementSystem:
-    """Input, activations in topological order and output, all linear forms over the signals (input, w_1, .., w_k)."""
+    """Input, activations in topological order and output, all linear forms over the signals (input, w_1, .., w_k).
+
+    complete: the system with its dead neurons, where there were some; living: by name of the activation, which of its
+    neurons there are these.
+    """
 
     signals: tuple[Signal, ...]
     input: LinearForm
     activations: tuple[SlopeRestricted, ...]
     output: LinearForm
+    complete: IncrementSystem | None = None
+    living: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def neurons(self) -> int:
@@ -74,7 +80,9 @@ class IncrementSystem:
     def restrict_output(self, matrix: LinearMap) -> IncrementSystem:
         """The system whose output is matrix @ output (rows, combinations, margins)."""
         output = apply(matrix, self.output)
-        return read_only(replace(self, output=LinearForm(size=output.size, blocks=output.blocks, role="output")))
+        form = LinearForm(size=output.size, blocks=output.blocks, role="output")
+        complete = None if self.complete is None else self.complete.restrict_output(matrix)
+        return read_only(replace(self, output=form, complete=complete))
 
     def restrict_input(self, matrix: LinearMap) -> IncrementSystem:
         """The system with input matrix @ x' for a new input x' (columns: one input coordinate at a time)."""
@@ -88,6 +96,7 @@ class IncrementSystem:
             input=LinearForm.of(signal, role="input"),
             activations=activations,
             output=self.output.substitute(new),
+            complete=None if self.complete is None else self.complete.restrict_input(matrix),
         )
         return read_only(changed)
 
@@ -163,7 +172,7 @@ def read_only(system: IncrementSystem) -> IncrementSystem:
         elif isinstance(value, tuple):
             pending.extend(value)
         elif isinstance(value, LinearMap):
-            pending.extend(getattr(value, field.name) for field in fields(value))  # type: ignore[arg-type]
+            pending.extend(getattr(value, f.name) for f in fields(value))  # type: ignore[arg-type]
         else:
             pending.extend(getattr(value, name) for name in ("data", "indices", "indptr") if hasattr(value, name))
     return system

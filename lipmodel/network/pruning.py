@@ -3,7 +3,9 @@
 Both leave the constant as it is, and both make programs ill-posed: the best multiplier of the one is infinite, of the
 other zero, so that no optimum is attained. They are taken out of the increment system itself, before anything is built
 from it, so that every formulation, every backend and the checker work with the same smaller system. What is dead is
-decided by the stored zeros alone, without arithmetic.
+decided by the stored zeros alone, without arithmetic. A formulation that ties multipliers is defined with the dead
+neurons in it, so it is built and solved with them: multipliers of the complete inequality, less those of the dead, are
+multipliers of the smaller one (let a dead neuron run along one of its slopes).
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ def without_dead_neurons(system: IncrementSystem) -> IncrementSystem:
         return system
     new: dict[Signal, LinearForm] = {}
     activations: list[SlopeRestricted] = []
+    living: dict[str, Any] = {}
     for a in system.activations:
         index = np.flatnonzero(kept[a.signal])
+        living[a.name] = system.living.get(a.name, np.arange(a.size))[index]
         if not len(index):
             new[a.signal] = LinearForm(size=a.size, blocks={})
             continue
@@ -60,7 +64,14 @@ def without_dead_neurons(system: IncrementSystem) -> IncrementSystem:
         )
     output = system.output.substitute({s: f for s, f in new.items() if s in system.output.blocks})
     signals = (system.signals[0], *(a.signal for a in activations))
-    return replace(system, signals=signals, activations=tuple(activations), output=output)
+    return replace(
+        system,
+        signals=signals,
+        activations=tuple(activations),
+        output=output,
+        complete=system if system.complete is None else system.complete,
+        living=living,
+    )
 
 
 def _alive(system: IncrementSystem) -> dict[Signal, Mask]:
