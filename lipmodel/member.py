@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_ORDER = 6000
 """Orders of the matrix inequality beyond which no proof of it is attempted."""
+QUICK_ORDER = 600
+"""Orders up to which a closed form is proved even where the time is over; beyond, it is the norms."""
 MAX_ENTRIES = 60_000_000
 """Entries of the expanded system beyond which only norm bounds are computed."""
 
@@ -94,6 +96,9 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     system = restricted(whole, member)
     if not system.output.blocks:
         return _by_norms(system, member, run, claim=0.0)
+    late = run.interrupted or run.clock.left() <= 0.0
+    if late and system.order > QUICK_ORDER:
+        return _by_norms(system, member, run, termination="interrupted" if run.interrupted else "time-limit")
     with run.clock.stage("build"):
         built = build(system, run.formulation, member_spec(run.spec, member))
     if isinstance(built, NormExpression):
@@ -324,6 +329,7 @@ def _by_multipliers(
 ) -> Part:
     """The part with the best bound that the prover settles on; norms where it proves nothing."""
     already = run.interrupted
+    hurry = already or run.clock.left() <= 0.0
     with run.clock.stage("certify"), run.finishing():
         prover.settle(
             candidates,
@@ -332,7 +338,7 @@ def _by_multipliers(
             feasible=feasible,
             comparison=comparison,
             deadline=run.clock.deadline,
-            hurry=already,
+            hurry=hurry,
         )
     if run.interrupted and not already:
         termination = "interrupted"

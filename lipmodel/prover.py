@@ -116,9 +116,9 @@ class Prover:
         """The best proved bound; closed forms join in unless a solver's optimum was confirmed.
 
         claim: the bound that the solver's objective says; optimal: whether it says that this is the optimum; feasible:
-        whether its points satisfy the constraints, so that they may be proved as they are. Confirmed: called optimal,
-        proved to `CONFIRMED`, and, unless it is feasible, no closed form of the same feasible set is better. hurry:
-        whatever can be proved first is enough.
+        whether its points satisfy the constraints and are no worse than closed forms, so that they are proved as they
+        are, and that is all. Confirmed: called optimal, proved to `CONFIRMED`, and no closed form of the same feasible
+        set is better. hurry: whatever can be proved first is enough.
         """
         from lipmodel.certify.repair import prove, prove_as_it_is
 
@@ -126,8 +126,7 @@ class Prover:
         check = self._check()
         for origin, multipliers in candidates if feasible else ():
             self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, origin, check=check))
-        confirmed = optimal and self.bound <= claim * (1.0 + CONFIRMED)
-        if self.best is not None and (hurry or (feasible and confirmed)):
+        if self.best is not None and (hurry or (feasible and self.bound <= claim * (1.0 + CONFIRMED))):
             return self.best
         deadline = -math.inf if hurry else deadline
         if candidates:

@@ -55,7 +55,7 @@ class Capabilities:
 
     cones: sets of the conic form; structured: reads the factors of a model itself and may refuse a model; max_order:
     the PSD order beyond which it is not chosen by itself; precision: the relative accuracy it reaches; feasible: its
-    points satisfy the constraints, and "optimal" rests on a feasible point of the other side.
+    points satisfy the constraints and are no worse than closed forms, and "optimal" rests on a feasible dual point.
     """
 
     cones: frozenset[str]
