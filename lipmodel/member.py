@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lipmodel.certify.product_rule import ProvedProduct
     from lipmodel.model.terms import Term
 
-MAX_ORDER = 6000
+MAX_ORDER = 20_000
 """Orders of the matrix inequality beyond which no proof of it is attempted."""
 QUICK_ORDER = 600
 """Orders up to which a closed form is proved even where the time is over; beyond, it is the norms."""

@@ -28,11 +28,11 @@ class Native:
     """
 
     name = "native"
-    description = "structure-exploiting path follower (NumPy/SciPy) for diagonal multipliers on any graph"
+    description = "low-rank ascent and path follower (NumPy/SciPy), diagonal multipliers, any graph"
     capabilities = Capabilities(
         cones=frozenset({"psd-factored", "nonnegative"}),
         structured=True,
-        max_order=6000,
+        max_order=20_000,
         precision=1e-8,
         feasible=True,
         progress=True,
