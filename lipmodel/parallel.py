@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections import deque
@@ -16,36 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 Send = Callable[[Any], None]
 PATIENCE = 0.1
 """Seconds after which an interrupt is noticed at the latest."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group."""
-    if sys.platform != "linux":
-        return 1
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def available_memory() -> float:
-    """Bytes that this process may still take; 4 GiB where that is not known."""
-    with suppress(OSError, ValueError, StopIteration):
-        line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:"))
-        found = 1024.0 * int(line.split()[1])
-        with suppress(OSError, ValueError):
-            folder = Path("/sys/fs/cgroup")
-            limit = int((folder / "memory.max").read_text())
-            found = min(found, float(limit - int((folder / "memory.current").read_text())))
-        return found
-    return 4.0 * 2**30
 
 
 @dataclass(slots=True, eq=False)

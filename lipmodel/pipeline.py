@@ -246,8 +246,10 @@ def _parts(system: IncrementSystem, run: Run) -> list[Part]:
 
 def _workers(system: IncrementSystem, run: Run, count: int) -> int:
     """Processes for `count` members: at most one a core, and together in half of the memory."""
-    from lipmodel.parallel import available_cores, available_memory
+    from lipmodel.machine import CAN_FORK, available_cores, available_memory
 
+    if not CAN_FORK:
+        return 1
     cores = available_cores() if run.jobs is None else run.jobs
     each = WORKSPACE * 8 * float(system.order) ** 2
     return max(1, min(cores, count, int(0.5 * available_memory() / each)))

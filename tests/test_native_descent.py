@@ -14,6 +14,7 @@ from lipmodel_formulations.geolip import GeoLIP
 from lipmodel_formulations.lipsdp import LipSDPLayer, LipSDPNeuron
 
 import lipmodel as lm
+from lipmodel import machine
 from lipmodel.backends import backend
 from lipmodel.backends.base import Progress, SolveOptions
 from lipmodel.backends.native import memory, portfolio
@@ -362,8 +363,8 @@ def test_the_option_memory_is_checked():
 
 
 def test_the_memory_of_the_system_is_read(tmp_path, monkeypatch):
-    assert memory.available() > 0
-    assert memory.memory_limit(None) == pytest.approx(0.6 * memory.available(), rel=0.2)
+    assert machine.available_memory() > 0
+    assert memory.memory_limit(None) == pytest.approx(0.6 * machine.available_memory(), rel=0.2)
     assert memory.memory_limit(123) == 123
     two, own = tmp_path / "two", tmp_path / "own"
     (two / "a" / "b").mkdir(parents=True)
@@ -373,16 +374,16 @@ def test_the_memory_of_the_system_is_read(tmp_path, monkeypatch):
     (two / "a" / "memory.max").write_text("1000\n")
     (two / "a" / "memory.current").write_text("400\n")
     (two / "a" / "memory.stat").write_text("anon 5\ninactive_file 50\n")
-    assert list(memory._groups(two, own)) == [650]
+    assert list(machine._groups(two, own)) == [650]
     one = tmp_path / "one"
     (one / "memory").mkdir(parents=True)
     own.write_text("4:memory:/elsewhere\n3:cpuset:/\n")
     (one / "memory" / "memory.limit_in_bytes").write_text("2000\n")
     (one / "memory" / "memory.usage_in_bytes").write_text("500\n")
-    assert list(memory._groups(one, own)) == [1500]
-    monkeypatch.setattr(memory, "_system", lambda: iter(()))
-    monkeypatch.setattr(memory, "_groups", lambda: iter(()))
-    assert memory.available() == memory.FALLBACK
+    assert list(machine._groups(one, own)) == [1500]
+    monkeypatch.setattr(machine, "_system", lambda: iter(()))
+    monkeypatch.setattr(machine, "_groups", lambda: iter(()))
+    assert machine.available_memory() == machine.FALLBACK
 
 
 def test_the_follower_is_left_out_for_large_programs_only():

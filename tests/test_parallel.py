@@ -13,7 +13,8 @@ import pytest
 
 import lipmodel as lm
 from lipmodel import pipeline
-from lipmodel.parallel import available_cores, available_memory, forked
+from lipmodel.machine import available_cores, available_memory
+from lipmodel.parallel import forked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
