@@ -24,6 +24,8 @@ _PUBLIC = {
     "register_operator": "lipmodel.network.onnx_import",
     "Spec": "lipmodel.spec",
     "NORMS": "lipmodel.spec",
+    "Ball": "lipmodel.spec",
+    "Box": "lipmodel.spec",
     "dual": "lipmodel.spec",
     "Formulation": "lipmodel.formulation",
     "option": "lipmodel.formulation",
@@ -94,6 +96,8 @@ if TYPE_CHECKING:
     from lipmodel.pipeline import solve as solve
     from lipmodel.result import Result as Result
     from lipmodel.spec import NORMS as NORMS
+    from lipmodel.spec import Ball as Ball
+    from lipmodel.spec import Box as Box
     from lipmodel.spec import Spec as Spec
     from lipmodel.spec import dual as dual
 

@@ -408,4 +408,4 @@ def product_bound_of(system: IncrementSystem, norms: tuple[Norm, Norm]) -> tuple
 
 def product_part(proved: ProvedProduct) -> tuple[float, dict[str, Any]]:
     """A product bound and its proof, reduced to the claims that it needs."""
-    return proved.bound, product_proof(proved.claims(), proved.norms, proved.bound)
+    return proved.bound, product_proof(proved.claims(), proved.norms, proved.bound, rule=proved.rule)

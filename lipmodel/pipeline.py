@@ -11,30 +11,25 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends import backend as find_backend
 from lipmodel.backends.base import Progress, Termination
 from lipmodel.certify.certificate import certificate, largest_proof, network_named
 from lipmodel.clock import Clock
-from lipmodel.errors import SoundnessError, UsageError
+from lipmodel.errors import NotLipschitz, SoundnessError, UsageError
 from lipmodel.families import Member, chosen_outputs, measured, member_spec, members, restricted, row_labels
-from lipmodel.formulation import Formulation
-from lipmodel.formulation import formulation as find_formulation
-from lipmodel.member import Part, Run, build, product_bound_of, product_part, provable, solve_member
+from lipmodel.member import Part, Run, build, product_bound_of, product_part, solve_member
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
-from lipmodel.network.increments import IncrementSystem, increments
+from lipmodel.network.increments import IncrementSystem
+from lipmodel.question import Request, asked, make_request, systems
 from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain, rounded
-from lipmodel.spec import Spec, norm_pair, parse_domain, parse_outputs
+from lipmodel.spec import Spec
 
 if TYPE_CHECKING:
     from lipmodel.lower.witness import Witness
-
-MAX_PROGRAMS = 200
-"""Size of a family beyond which a formulation that needs one is not chosen without being asked for."""
-
 
 LOOK = 0.01
 """Seconds per activation, up to a hundred of them, that the search for a lower bound may take in any case."""
@@ -42,15 +37,6 @@ PAYS = 1.0
 """Seconds of work from which processes are started for the members of a family."""
 WORKSPACE = 12
 """Dense matrices of the order of the inequality that a solver may hold at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A question and how to answer it; `reason` says why the formulation was chosen, where it was."""
-
-    spec: Spec
-    formulation: Formulation
-    reason: str = ""
 
 
 def solve(
@@ -78,7 +64,8 @@ def solve(
 
     net: a path to an ONNX file, or a Network. formulation: a name, `FILE.py:CLASS`, a class, an instance, or None to
     choose one. norm: P or P:Q with P, Q among 1, 2, inf (default: the formulation's own). outputs: "all", an index,
-    indices, or "margin:I". tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
+    indices, or "margin:I". domain: "global", "box:LO:HI", "ball:X:EPS", lm.Box(lo, hi) or lm.Ball(center, radius).
+    tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
     assurance: "proved", or "model" to use inequalities that the formulation states by itself. jobs: processes for the
     programs of a family (default: one a core). report: told in a line what happens; progress: given the solver's states
     in units of the constant, with the best bound proved so far (at once the product bound, then improvements).
@@ -97,12 +84,14 @@ def solve(
     solver = None if backend is None else find_backend(backend)
     with clock.stage("import"):
         network = _loaded(net, graph_input, graph_output)
-        system = increments(network)
-    request = make_request(system, formulation, norm=norm, outputs=outputs, domain=domain, options=options)
+        norms, region = asked(network, formulation, norm, domain, options)
+        found = systems(network, region, norms[0])
+    request = make_request(found.system, formulation, norm=norms, outputs=outputs, domain=region, options=options)
     if request.reason:
         say(request.reason)
     spec = measured(request.spec)
-    system = chosen_outputs(system, spec.outputs)
+    system = chosen_outputs(found.system, spec.outputs)
+    masked = None if found.masked is None else chosen_outputs(found.masked, spec.outputs)
     run = Run(
         formulation=request.formulation,
         spec=spec,
@@ -117,53 +106,15 @@ def solve(
         jobs=jobs,
     )
     with _single_thread():
-        parts = _first_parts(system, run)
+        parts = _first_parts(system, masked, run)
         bound, proof, assumptions = _overall(system, parts, run)
-        found = _witness(network, request.spec, bound, run, system.neurons) if witness else None
-        if assumptions and found is not None and found.ratio > bound:
+        pair = _witness(network, request.spec, bound, run, system.neurons) if witness else None
+        if assumptions and pair is not None and pair.ratio > bound:
             say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
             run.assurance = "proved"
             parts = _parts(system, run)
             bound, proof, assumptions = _overall(system, parts, run)
-    return _result(network, request, parts, bound, proof, assumptions, found, clock)
-
-
-def make_request(
-    system: IncrementSystem,
-    formulation: Any = None,
-    *,
-    norm: Any = None,
-    outputs: Any = "all",
-    domain: Any = "global",
-    options: Mapping[str, Any] | None = None,
-) -> Request:
-    """The question in full: the formulation (chosen by norm and size if None) and the spec. Raises UsageError."""
-    chosen_domain, chosen = parse_domain(domain), parse_outputs(outputs)
-    chosen.check(system.output.size)
-    reason = ""
-    if formulation is None:
-        pair = norm_pair("2" if norm is None else norm)
-        name, reason = _choose(system, Spec(input_norm=pair[0], output_norm=pair[1], outputs=chosen))
-        formulation = name
-    instance = find_formulation(formulation, options)
-    pair = norm_pair(instance.default_norm if norm is None else norm)
-    spec = Spec(input_norm=pair[0], output_norm=pair[1], domain=chosen_domain, outputs=chosen)
-    return Request(spec=spec, formulation=instance, reason=reason)
-
-
-def _choose(system: IncrementSystem, spec: Spec) -> tuple[str, str]:
-    """A formulation for the norm and the predicted size, and why."""
-    p, q = measured(spec).norms
-    where = f"--norm {p}:{q}"
-    if system.neurons == 0:
-        return "product", "formulation product: the network is linear, so its norm is the constant"
-    if not provable(system):
-        return "product", f"formulation product: {system.neurons} activations are too many for a matrix inequality"
-    name = "lipsdp-neuron" if p in ("1", "2") and q in ("2", "inf") else "geolip"
-    programs = (system.output.size if q == "inf" else 1) * (system.input.size if p == "1" else 1)
-    if programs > MAX_PROGRAMS:
-        return "product", f"formulation product: {where} would need {programs} programs (ask for geolip to solve them)"
-    return name, f"formulation {name}: the tightest for {where} with {system.neurons} activations"
+    return _result(network, request, parts, bound, proof, assumptions, pair, clock)
 
 
 def _loaded(net: Any, graph_input: Any, graph_output: Any) -> Network:
@@ -183,8 +134,11 @@ def _single_thread() -> Iterator[None]:
         yield
 
 
-def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
-    """The product bound of the whole, which is proved from then on whatever happens; then every member."""
+def _first_parts(system: IncrementSystem, masked: IncrementSystem | None, run: Run) -> list[Part]:
+    """The product bound of the whole, which is proved from then on whatever happens; then every member.
+
+    masked: the system with the stable neurons left in, whose norms may multiply better.
+    """
     from lipmodel.certify.product_rule import product_system, prove_product
     from lipmodel.certify.quick import quick_bound
 
@@ -197,6 +151,9 @@ def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
         if run.progress is not None:
             tell(quick_bound(system, *run.spec.norms))
         run.product = prove_product(product_system(system), *run.spec.norms)
+        if masked is not None:
+            other = prove_product(product_system(masked), *run.spec.norms, rule="masked-product")
+            run.product = other if other.bound < run.product.bound else run.product
     bound = run.product.bound
     tell(bound)
     try:
@@ -332,10 +289,18 @@ def _witness(network: Network, spec: Spec, bound: float, run: Run, neurons: int)
         try:
             target = bound * (1.0 - 1e-10)
             return search(
-                network, spec.input_norm, spec.output_norm, outputs=spec.outputs, time_limit=budget, target=target
+                network,
+                spec.input_norm,
+                spec.output_norm,
+                outputs=spec.outputs,
+                time_limit=budget,
+                domain=spec.domain,
+                target=target,
             )
         except KeyboardInterrupt:
             say("interrupted: no lower bound")
+        except NotLipschitz as error:  # outside of the domain
+            say(f"no lower bound: {error}")
         except Exception as error:  # the search is untrusted, and a proved bound must not be lost to it
             say(f"the search for a lower bound failed ({type(error).__name__}: {error}): please report it")
         return None
@@ -444,8 +409,9 @@ def export(
     from lipmodel.io import write_problem
 
     network = _loaded(net, graph_input, graph_output)
-    whole = increments(network)
-    request = make_request(whole, formulation, norm=norm, outputs=outputs, domain=domain, options=options)
+    norms, region = asked(network, formulation, norm, domain, options)
+    whole = systems(network, region, norms[0]).system
+    request = make_request(whole, formulation, norm=norms, outputs=outputs, domain=region, options=options)
     spec = measured(request.spec)
     system = chosen_outputs(whole, spec.outputs)
     family = members(system, spec, request.formulation.norms, request.formulation.name)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lipmodel.backends.base import Progress
 from lipmodel.certify.extract import extract
-from lipmodel.certify.lmi import ExactSystem, FloatSystem, Multipliers
+from lipmodel.certify.kernel import System
+from lipmodel.certify.lmi import FloatSystem, Multipliers
 from lipmodel.clock import Clock
 from lipmodel.families import Member
 from lipmodel.model.model import Model
@@ -54,7 +55,7 @@ class Prover:
     best: ProvedMultipliers | None = None
     seconds: float = 0.0
     _float: FloatSystem | None = None
-    _exact: ExactSystem | None = None
+    _exact: System | None = None
 
     @property
     def bound(self) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lipmodel.backends.base import Termination
 from lipmodel.errors import UsageError
-from lipmodel.spec import Spec
+from lipmodel.spec import Global, Spec
 
 if TYPE_CHECKING:
     from lipmodel.network.graph import Network
@@ -181,6 +181,7 @@ class Result:
         """The one-line answer."""
         p, q = self.spec.norms
         where = "" if self.spec.outputs.kind == "all" else f", outputs {self.spec.outputs}"
+        where += "" if isinstance(self.spec.domain, Global) else f", {self.spec.domain}"
         subject = f"L({p}→{q}{where})"
         lower = f"{rounded(self.lower_bound, up=False)} ≤ " if self.lower_bound is not None else ""
         how = [self.formulation, *([self.backend] if self.backend else []), f"{self.timings.total:.2f} s"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lipmodel.domain import Ball, Box, Domain, Global, parse_domain
 from lipmodel.errors import UsageError
 
 Norm = Literal["1", "2", "inf"]
@@ -39,14 +40,6 @@ def dual(norm: Norm | str) -> Norm:
     """The dual norm: 1 <-> inf, 2 <-> 2."""
     table: dict[Norm, Norm] = {"1": "inf", "2": "2", "inf": "1"}
     return table[as_norm(norm)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Global:
-    """The whole input space."""
-
-    def __str__(self) -> str:
-        return "global"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,29 +91,13 @@ def parse_outputs(value: Any) -> Outputs:
     return Outputs(kind=kind, indices=indices)
 
 
-def parse_domain(value: Any) -> Global:
-    """The domain from "global"; boxes and balls are refused in plain words. Raises UsageError."""
-    if isinstance(value, Global):
-        return value
-    text = str(value).strip()
-    if text == "global":
-        return Global()
-    if text.startswith(("box:", "ball:")):
-        kind = text.split(":")[0]
-        raise UsageError(
-            f"--domain {kind} is not available in this version: only the global constant is computed "
-            "(a global bound also holds on every box and ball)"
-        )
-    raise UsageError(f"unknown domain {value!r}: write global (box:LO:HI and ball:X.npy:EPS are not available yet)")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """The question: sup ||f(x) - f(y)||_q / ||x - y||_p over the domain, for the chosen outputs."""
 
     input_norm: Norm = "2"
     output_norm: Norm = "2"
-    domain: Global = field(default_factory=Global)
+    domain: Domain = field(default_factory=Global)
     outputs: Outputs = field(default_factory=Outputs)
 
     @property
@@ -131,7 +108,7 @@ class Spec:
         return {
             "input_norm": self.input_norm,
             "output_norm": self.output_norm,
-            "domain": str(self.domain),
+            "domain": self.domain.to_json(),
             "outputs": str(self.outputs),
         }
 
@@ -143,3 +120,20 @@ class Spec:
             domain=parse_domain(data["domain"]),
             outputs=parse_outputs(data["outputs"]),
         )
+
+
+__all__ = [
+    "NORMS",
+    "Ball",
+    "Box",
+    "Domain",
+    "Global",
+    "Norm",
+    "Outputs",
+    "Spec",
+    "as_norm",
+    "dual",
+    "norm_pair",
+    "parse_domain",
+    "parse_outputs",
+]

@@ -89,7 +89,11 @@ def test_help_and_version_load_nothing_heavy() -> None:
         ["solve", "NET", "--norm", "1:2:inf"],
         ["solve", "NET", "--outputs", "2"],
         ["solve", "NET", "--outputs", "margin:"],
-        ["solve", "NET", "--domain", "box:0:1"],
+        ["solve", "NET", "--domain", "box:1:0"],
+        ["solve", "NET", "--domain", "box:0"],
+        ["solve", "NET", "--domain", "box:0:1,2,3,4,5,6,7,8"],
+        ["solve", "NET", "--domain", "ball:0:-1"],
+        ["solve", "NET", "--domain", "ball:no-such-file.npy:1"],
         ["solve", "NET", "--graph-output", "no-such-tensor"],
         ["solve", "NET", "--save", "no-such-folder/r.json"],
         ["export", "NET", "out.dat-s"],
@@ -226,7 +230,8 @@ def test_the_assurance_model_lists_its_assumptions(nets: Path, capsys: pytest.Ca
     assert "   model, by-hand, " in out
     code, out, _ = run(capsys, "verify", nets / "relu.onnx", path)
     assert code == 0
-    *assumptions, last = out.splitlines()
+    *assumptions, read_by, last = out.splitlines()
+    assert read_by.startswith("network read by: ")
     assert assumptions
     assert all(line.startswith("assuming: ") for line in assumptions)
     assert last.startswith("verified under these assumptions: ")

@@ -35,6 +35,8 @@ def saved(nets: Path) -> Path:
 def test_verify_accepts_what_solve_writes(nets: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "verify", nets / "relu.onnx", saved)
     assert (code, err) == (0, "")
+    first, out = out.split("\n", 1)
+    assert first == "network read by: the independent reader"
     match = re.fullmatch(r"verified: (\S+) ≤ L\(2→2\) ≤ (\S+)   \(exact arithmetic, sha256 ([0-9a-f]{64})\)\n", out)
     assert match
     result = json.loads(saved.read_text())
@@ -45,6 +47,7 @@ def test_verify_accepts_what_solve_writes(nets: Path, saved: Path, capsys: pytes
     assert code == 0
     verdict = json.loads(out)
     assert verdict["verified"] is True
+    assert verdict["read_by"] == "the independent reader"
     assert (verdict["bound"], verdict["lower_bound"]) == (result["bound"], result["lower_bound"])
     bare = nets / "bare.json"
     bare.write_text(json.dumps(result["certificate"]))

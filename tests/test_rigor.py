@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 from lipmodel.certify import rigor
-from lipmodel.certify.lmi import BlockSymmetric, FloatSystem, Multipliers, contraction, elimination_order
+from lipmodel.certify.kernel import elimination_order
+from lipmodel.certify.lmi import BlockSymmetric, FloatSystem, Multipliers, contraction
 from lipmodel.certify.rigor import proves_lmi, proves_positive_semidefinite, spectral_norm_upper
 from lipmodel.ranges.enclosure import MatrixEnclosure
 

@@ -16,18 +16,24 @@ import scipy.sparse as sp
 
 from lipmodel.certify.certificate import expect_keys, hex_vector, lmi_proof, read_vector
 from lipmodel.certify.kernel import (
+    Block,
     ExactSymmetric,
+    System,
+    added,
     bound_squared,
     decides_positive_semidefinite,
+    dyadic,
     exact_lmi,
-    sqrt_up,
+    fault,
+    gram,
+    scaled,
 )
-from lipmodel.certify.lmi import ExactSystem, Multipliers, fault
-from lipmodel.errors import Refuted, UsageError
+from lipmodel.certify.lmi import Multipliers
+from lipmodel.certify.roots import sqrt_up
+from lipmodel.errors import Refuted
 from lipmodel.model.terms import Factored, Term
 from lipmodel.network.exact import ExactMatrix
 from lipmodel.network.increments import IncrementSystem, exact_system
-from lipmodel.network.linear import Diagonal
 
 if TYPE_CHECKING:
     from lipmodel.families import Member
@@ -84,30 +90,25 @@ def prove_assuming(
     return None
 
 
-def check_assuming(system: IncrementSystem, multipliers: Multipliers, p: str, q: str, bound: float, terms: Any) -> None:
-    """Decide the inequality with the listed terms added. Raises Refuted."""
-    exact = exact_system(system)
+def check_assuming(exact: System, multipliers: Multipliers, p: str, q: str, bound: float, terms: Any) -> None:
+    """Decide the inequality with the listed terms added. Raises Refuted, or Rejected for a norm pair without a rule."""
     reason = fault(exact, multipliers)
     if reason is not None:
         raise Refuted(f"the multipliers do not fit the network: {reason}")
-    try:
-        needed = bound_squared(multipliers, p, q)
-    except UsageError as error:
-        raise Refuted(str(error)) from error
-    if bound < 0.0 or Fraction(bound) ** 2 < needed:
+    if bound < 0.0 or Fraction(bound) ** 2 < bound_squared(multipliers, p, q):
         raise Refuted(f"the bound {bound!r} is below what its multipliers give")
     if not decides_positive_semidefinite(with_terms(exact, multipliers, terms)):
         raise Refuted("the inequality with the stated terms does not hold for these multipliers")
 
 
-def with_terms(system: ExactSystem, multipliers: Multipliers, terms: Any) -> ExactSymmetric:
+def with_terms(system: System, multipliers: Multipliers, terms: Any) -> ExactSymmetric:
     """The kernel matrix plus the symmetric matrices of the terms, exact. Raises Refuted where a term is malformed."""
     base = exact_lmi(system, multipliers)
     sizes = (*system.sizes, len(multipliers.s))
     blocks = dict(base.blocks)
 
-    def add(i: int, j: int, block: ExactMatrix) -> None:
-        blocks[i, j] = blocks[i, j] + block if (i, j) in blocks else block
+    def add(i: int, j: int, block: Block) -> None:
+        blocks[i, j] = added(blocks[i, j], block) if (i, j) in blocks else block
 
     if not isinstance(terms, list):
         raise Refuted("certificate.assumptions: terms must be a list")
@@ -128,11 +129,11 @@ def with_terms(system: ExactSystem, multipliers: Multipliers, terms: Any) -> Exa
     return ExactSymmetric(diagonal=base.diagonal, blocks=blocks)
 
 
-def _half_product(a: Array, weight: Array, b: Array) -> ExactMatrix:
+def _half_product(a: Array, weight: Array, b: Array) -> Block:
     """a' diag(weight) b / 2, in exact arithmetic."""
-    scaled = Diagonal(values=weight).apply_exact(ExactMatrix.from_floats(b))
-    product = ExactMatrix.from_floats(a.T) @ scaled
-    return ExactMatrix(mantissa=product.mantissa, exponent=product.exponent + 1, radius=product.radius)
+    values, exponent = dyadic(weight)
+    left, right = (ExactMatrix.from_floats(m).block() for m in (a, b))
+    return gram(left, scaled((values, exponent + 1), right))
 
 
 def _dual_of(model: Model) -> Signal | None:

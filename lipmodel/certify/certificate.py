@@ -3,6 +3,7 @@
     certificate = {schema, network, claim, formulation, upper: proof | null, lower: witness | null, assumptions}
     proof = {rule: "lmi", norms, t, g, s, bound}                    multipliers of the quadratic-constraint inequality
           | {rule: "product", norms, spectral, bound}               the product rule; claimed spectral norms as hints
+          | {rule: "masked-product", ...}   the same on a box or ball, neurons that are affine there left where they are
           | {rule: "largest", members: [{row, column, proof}], bound}   one proof per output row and/or input column
 
 Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite
@@ -78,9 +79,11 @@ def lmi_proof(multipliers: Multipliers, norms: tuple[str, str], bound: float) ->
     }
 
 
-def product_proof(spectral: list[str], norms: tuple[str, str], bound: float) -> dict[str, Any]:
+def product_proof(
+    spectral: list[str], norms: tuple[str, str], bound: float, *, rule: str = "product"
+) -> dict[str, Any]:
     """The proof by the product rule, with the spectral norms it claims (hexadecimal; "inf" claims nothing)."""
-    return {"rule": "product", "norms": list(norms), "spectral": spectral, "bound": bound.hex()}
+    return {"rule": rule, "norms": list(norms), "spectral": spectral, "bound": bound.hex()}
 
 
 def largest_proof(parts: list[tuple[int | None, int | None, dict[str, Any]]], bound: float) -> dict[str, Any]:

@@ -16,17 +16,15 @@ Hassani, Morari & Pappas 2019, arXiv 1906.04893; other norms: Wang, Prakriya & J
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from lipmodel.certify import kernel
+from lipmodel.certify.kernel import fault
 from lipmodel.ranges.enclosure import INFLATE, TINY, Array, MatrixEnclosure, U
-
-if TYPE_CHECKING:
-    from lipmodel.network.exact import ExactMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,18 +44,7 @@ class FloatSystem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExactSystem:
-    """A `FloatSystem` in exact arithmetic: dyadic blocks (with a radius where a weight is not dyadic), exact slopes."""
-
-    sizes: tuple[int, ...]
-    pre: tuple[dict[int, ExactMatrix], ...]
-    alpha: tuple[Array, ...]
-    beta: tuple[Array, ...]
-    output: dict[int, ExactMatrix]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Multipliers:
+class Multipliers(kernel.Multipliers):
     """What is certified: t >= 0 per activation, shape (n_k,); g >= 0 per input, (n_0,); s > 0 per output, (m,)."""
 
     t: tuple[Array, ...]
@@ -80,35 +67,6 @@ class BlockSymmetric:
     def expanded(self) -> dict[tuple[int, int], MatrixEnclosure]:
         """All blocks alike."""
         return {**self.blocks, **{(i, i): MatrixEnclosure(center=np.diag(d)) for i, d in self.diagonals.items()}}
-
-
-def fault(system: FloatSystem | ExactSystem, multipliers: Multipliers) -> str | None:
-    """What keeps these from forming an inequality (shapes, signs, non-finite values), or None."""
-    sizes, count = system.sizes, len(system.sizes) - 1
-    outputs = int(np.size(multipliers.s))
-    if count < 0 or any(n < 1 for n in sizes) or outputs < 1:
-        return "every signal, and the output, must have at least one entry"
-    if not len(system.pre) == len(system.alpha) == len(system.beta) == len(multipliers.t) == count:
-        return f"{count} activations need as many pre-activations, slopes and multipliers"
-    vectors = [("g", multipliers.g, sizes[0], 0.0), ("s", multipliers.s, outputs, 5e-324)]
-    for k in range(count):
-        vectors.append((f"t of activation {k + 1}", multipliers.t[k], sizes[k + 1], 0.0))
-        vectors.append((f"alpha of activation {k + 1}", system.alpha[k], sizes[k + 1], -np.inf))
-        vectors.append((f"beta of activation {k + 1}", system.beta[k], sizes[k + 1], -np.inf))
-    for name, values, size, least in vectors:
-        if np.shape(values) != (size,) or getattr(values, "dtype", None) != np.float64:
-            return f"{name} must be a float64 vector of {size} entries"
-        if not bool(np.all(np.isfinite(values))) or not bool(np.all(values >= least)):
-            return f"{name} must be finite{'' if least < 0 else ' and positive' if least else ' and nonnegative'}"
-    for k in range(count):
-        if not bool(np.all(system.alpha[k] <= system.beta[k])):
-            return f"activation {k + 1} has a lower slope above its upper slope"
-    for k, form in enumerate([*system.pre, system.output], start=1):
-        rows = sizes[k] if k <= count else outputs
-        for j, block in form.items():
-            if not 0 <= j < k or block.shape != (rows, sizes[j]):
-                return f"block {j} of form {k} has shape {block.shape} or reads a signal that comes later"
-    return None
 
 
 def lmi_enclosure(system: FloatSystem, multipliers: Multipliers) -> BlockSymmetric:
@@ -159,24 +117,6 @@ def contraction(left: MatrixEnclosure, right: MatrixEnclosure, *, chunk: int = 1
     # a column without entries gives exact zeros: the allowance for underflow must not blur the sparsity of P
     radius = product.radius * np.outer(np.any(left.magnitude() != 0, axis=0), np.any(right.magnitude() != 0, axis=0))
     return MatrixEnclosure(center=product.center, radius=radius)
-
-
-def elimination_order(sizes: Sequence[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """An order in which to eliminate the blocks of a block-sparse symmetric matrix: greedily, least work first."""
-    neighbours: dict[int, set[int]] = {i: set() for i in range(len(sizes))}
-    for i, j in pairs:
-        if i != j:
-            neighbours[i].add(j)
-            neighbours[j].add(i)
-    order = []
-    while neighbours:
-        i = min(neighbours, key=lambda b: (sizes[b] * sum(sizes[j] for j in neighbours[b]) ** 2, b))
-        order.append(i)
-        front = neighbours.pop(i)
-        for j in front:
-            neighbours[j] |= front
-            neighbours[j] -= {i, j}
-    return order
 
 
 def _times(factor: Array, error: Array, t: Array) -> tuple[Array, Array]:

@@ -139,12 +139,13 @@ def product_bound(system: ProductSystem, p: Any, q: Any, norm: NormEvaluator | N
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProvedProduct:
-    """A proved product bound, rounded up, with the norms that it rests on."""
+    """A proved product bound, rounded up, with the norms that it rests on; rule: what a certificate calls it."""
 
     system: ProductSystem
     norms: tuple[Norm, Norm]
     bound: float
     evaluator: NormEvaluator
+    rule: str = "product"
 
     def claims(self) -> list[str]:
         """The claims that `check_product` needs to verify the bound, as hexadecimal strings.
@@ -159,11 +160,11 @@ class ProvedProduct:
         return [claim.hex() for claim in claims]
 
 
-def prove_product(system: ProductSystem, p: Any, q: Any) -> ProvedProduct:
+def prove_product(system: ProductSystem, p: Any, q: Any, *, rule: str = "product") -> ProvedProduct:
     """The product bound, proved in floating point; inf where norms overflow."""
     norms = float_norms(margin=CLAIM_MARGIN)
     bound = float_up(product_bound(system, p, q, norms))
-    return ProvedProduct(system=system, norms=(as_norm(p), as_norm(q)), bound=bound, evaluator=norms)
+    return ProvedProduct(system=system, norms=(as_norm(p), as_norm(q)), bound=bound, evaluator=norms, rule=rule)
 
 
 def product_certificate(system: ProductSystem, p: Any, q: Any) -> tuple[float, list[str]]:
@@ -322,7 +323,7 @@ def exact_norms(claims: Sequence[str | float], *, spectral_limit: int = 2500) ->
             raise Refuted(f"a spectral norm of a matrix of shape {matrix.shape} is claimed, too large to be checked")
         from lipmodel.certify.kernel import spectral_norm_at_most
 
-        if not spectral_norm_at_most(exact_matrix(matrix), t):
+        if not spectral_norm_at_most(exact_matrix(matrix).block(), t):
             raise Refuted(f"the spectral norm of a matrix of shape {matrix.shape} is not proved to be at most {t!r}")
         accepted[id(matrix), t] = True
         return Fraction(t)

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import scipy.linalg as sla
 
-from lipmodel.certify.kernel import bound_squared, sqrt_up
+from lipmodel.certify.kernel import bound_squared
 from lipmodel.certify.lmi import FloatSystem, Multipliers
 from lipmodel.certify.rigor import proves_lmi
+from lipmodel.certify.roots import sqrt_up
 from lipmodel.elimination import (
     Blocks,
     Reduced,

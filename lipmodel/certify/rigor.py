@@ -22,12 +22,12 @@ import numpy as np
 from scipy.linalg import blas, eigvalsh, lapack
 from scipy.sparse.linalg import ArpackError, eigsh
 
+from lipmodel.certify.kernel import elimination_order
 from lipmodel.certify.lmi import (
     BlockSymmetric,
     FloatSystem,
     Multipliers,
     contraction,
-    elimination_order,
     lmi_enclosure,
 )
 from lipmodel.ranges.enclosure import INFLATE, TINY, Array, MatrixEnclosure, U, gamma

@@ -7,11 +7,9 @@ refused by raising `Refuted` with the reason.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,17 @@ from lipmodel.certify.certificate import (
     network_named,
     parse,
     read_float,
-    read_vector,
 )
-from lipmodel.certify.lmi import Multipliers
+from lipmodel.certify.kernel import Rejected, check_quotient
+from lipmodel.certify.rules import ASSUMING, RULES, Subject
+from lipmodel.certify.source import source_of
 from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
-from lipmodel.families import Member, chosen_outputs, measured, restricted
+from lipmodel.families import chosen_outputs, measured
 from lipmodel.network.graph import Network
-from lipmodel.network.increments import IncrementSystem, exact_system, increments
+from lipmodel.question import systems
 from lipmodel.result import Result
-from lipmodel.spec import Norm, Spec, as_norm
+from lipmodel.spec import Spec
 
 CERTIFICATE_KEYS = {"schema", "network", "claim", "formulation", "upper", "lower", "assumptions"}
 CLAIM_KEYS = {"semantics", "input_norm", "output_norm", "domain", "outputs", "bound", "lower_bound"}
@@ -42,6 +41,7 @@ class Verdict:
     """What was verified: the bound (None if the certificate claims none), the lower bound, and what was assumed.
 
     chosen: the graph inputs and outputs that the claim is about, where the certificate chooses some of several.
+    read_by: who read the network for the upper bound, the independent reader or the importer, and then why.
     """
 
     bound: float | None
@@ -50,6 +50,7 @@ class Verdict:
     spec: Spec
     sha256: str
     chosen: tuple[str, ...] = ()
+    read_by: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +61,7 @@ class Verdict:
             "spec": self.spec.to_json(),
             "sha256": self.sha256,
             "chosen": list(self.chosen),
+            "read_by": self.read_by,
         }
 
 
@@ -93,11 +95,24 @@ def verify(network: Any, certificate: Any) -> Verdict:
             "certificate.network: another graph_input or graph_output is chosen, or not in the canonical form"
         )
     try:
-        system = chosen_outputs(increments(net), spec.outputs)
+        if spec.domain.sized(net.input_size) != spec.domain:
+            raise Refuted("certificate.claim: the domain is not in its canonical form")
+        found = systems(net, spec.domain, spec.input_norm)
+        system = chosen_outputs(found.system, spec.outputs)
+        masked = None if found.masked is None else chosen_outputs(found.masked, spec.outputs)
     except UsageError as error:
         raise Refuted(f"certificate.claim: {error}") from None
     assumptions = _assumptions(data["assumptions"])
-    bound = _upper(system, spec, data["upper"], claim["bound"], assumptions)
+    source = source_of(net, spec)
+    subject = Subject(
+        system=system,
+        p=spec.input_norm,
+        q=measured(spec).output_norm,
+        source=source,
+        masked=masked,
+        terms=tuple(term for a in assumptions for term in a["terms"]),
+    )
+    bound = _upper(subject, data["upper"], claim["bound"], assumptions)
     lower = _lower(net, spec, data["lower"], claim["lower_bound"])
     if bound is not None and lower is not None and lower > bound:
         raise Refuted(f"the lower bound {lower!r} is above the bound {bound!r}")
@@ -110,7 +125,13 @@ def verify(network: Any, certificate: Any) -> Verdict:
         if named[axis] is not None
     )
     return Verdict(
-        bound=bound, lower_bound=lower, assumptions=texts, spec=spec, sha256=net.source.sha256, chosen=chosen
+        bound=bound,
+        lower_bound=lower,
+        assumptions=texts,
+        spec=spec,
+        sha256=net.source.sha256,
+        chosen=chosen,
+        read_by=source.read_by,
     )
 
 
@@ -162,9 +183,7 @@ def _network(network: Any, named: dict[str, Any]) -> Network:
         raise
 
 
-def _upper(
-    system: IncrementSystem, spec: Spec, proof: Any, stated: Any, assumptions: list[dict[str, Any]]
-) -> float | None:
+def _upper(subject: Subject, proof: Any, stated: Any, assumptions: list[dict[str, Any]]) -> float | None:
     if proof is None:
         if stated is not None:
             raise Refuted("the certificate claims a bound without a proof")
@@ -172,99 +191,14 @@ def _upper(
             raise Refuted("the certificate lists assumptions that nothing uses")
         return None
     bound = read_float(stated, "certificate.claim.bound")
-    q = measured(spec).output_norm
-    if assumptions:
-        checker = partial(choice(proof, {"lmi": _lmi}, "certificate.upper (with assumptions)"), assumptions=assumptions)
-    else:
-        checker = partial(choice(proof, {"lmi": _lmi, "product": _product, "largest": _largest}, "certificate.upper"))
-    proved = checker(system, spec.input_norm, q, proof)
+    where = "certificate.upper (with assumptions)" if assumptions else "certificate.upper"
+    rule = choice(proof, ASSUMING if assumptions else RULES, where)
+    try:
+        proved = rule(subject, proof)
+    except Rejected as rejected:
+        raise Refuted(str(rejected)) from None
     if proved != bound:
         raise Refuted(f"the certificate claims {bound!r}, its proof is about {proved!r}")
-    return bound
-
-
-def _pair(proof: dict[str, Any], p: Norm, q: Norm, inputs: int, outputs: int) -> tuple[Norm, Norm]:
-    """The norm pair of a proof, if it is the one asked for (any, on a side with one entry)."""
-    norms = proof["norms"]
-    if not isinstance(norms, list) or len(norms) != 2 or any(n not in ("1", "2", "inf") for n in norms):
-        raise Refuted(f"proof: norms {norms!r} are not a pair of norms")
-    a, b = as_norm(norms[0]), as_norm(norms[1])
-    if (a != p and inputs != 1) or (b != q and outputs != 1):
-        raise Refuted(f"proof: it is about L({a}→{b}), the claim about L({p}→{q})")
-    return a, b
-
-
-def _lmi(
-    system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any], assumptions: Sequence[dict[str, Any]] = ()
-) -> float:
-    from lipmodel.certify.kernel import check_lmi
-
-    expect_keys(proof, {"rule", "norms", "t", "g", "s", "bound"}, "proof")
-    pair = _pair(proof, p, q, system.input.size, system.output.size)
-    if not isinstance(proof["t"], list) or len(proof["t"]) != len(system.activations):
-        raise Refuted(f"proof.t: expected one list for each of the {len(system.activations)} activations")
-    t = tuple(
-        read_vector(v, f"proof.t[{k}]", a.size)
-        for k, (v, a) in enumerate(zip(proof["t"], system.activations, strict=True))
-    )
-    g = read_vector(proof["g"], "proof.g", system.input.size)
-    s = read_vector(proof["s"], "proof.s", system.output.size)
-    bound = read_float(proof["bound"], "proof.bound")
-    multipliers = Multipliers(t=t, g=g, s=s)
-    if assumptions:
-        from lipmodel.certify.assumed import check_assuming
-
-        terms = [term for a in assumptions for term in a["terms"]]
-        check_assuming(system, multipliers, pair[0], pair[1], bound, terms)
-    else:
-        check_lmi(exact_system(system), multipliers, pair[0], pair[1], bound)
-    return bound
-
-
-def _product(system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any]) -> float:
-    from lipmodel.certify.product_rule import check_product, product_system
-
-    expect_keys(proof, {"rule", "norms", "spectral", "bound"}, "proof")
-    pair = _pair(proof, p, q, system.input.size, system.output.size)
-    if not isinstance(proof["spectral"], list):
-        raise Refuted("proof.spectral: expected a list of hexadecimal floats")
-    claims = [math.inf if v == "inf" else read_float(v, "proof.spectral") for v in proof["spectral"]]
-    bound = read_float(proof["bound"], "proof.bound")
-    check_product(product_system(system), pair[0], pair[1], bound, claims)
-    return bound
-
-
-def _largest(system: IncrementSystem, p: Norm, q: Norm, proof: dict[str, Any]) -> float:
-    """Every row (q = inf) and/or every column (p = 1), each with a proof of its own."""
-    expect_keys(proof, {"rule", "members", "bound"}, "proof")
-    listed = proof["members"]
-    if not isinstance(listed, list) or not listed:
-        raise Refuted("proof.members: expected a list of proofs")
-    members = [expect_keys(m, {"row", "column", "proof"}, f"proof.members[{k}]") for k, m in enumerate(listed)]
-    for axis, size, norm, needed in (("row", system.output.size, q, "inf"), ("column", system.input.size, p, "1")):
-        for m in members:
-            index = m[axis]
-            if index is not None and (isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < size):
-                raise Refuted(f"proof.members: {axis} {index!r} does not exist")
-            if index is not None and norm != needed:
-                raise Refuted(f"proof.members: single {axis}s prove nothing for the norm {norm}")
-    by_row = members[0]["row"] is not None
-    by_column = members[0]["column"] is not None
-    if not by_row and not by_column:
-        raise Refuted("proof.members: neither rows nor columns")
-    rows: list[int | None] = list(range(system.output.size)) if by_row else [None]
-    columns: list[int | None] = list(range(system.input.size)) if by_column else [None]
-    found = [(m["row"], m["column"]) for m in members]
-    expected = {(r, c) for r in rows for c in columns}
-    if len(found) != len(set(found)) or set(found) != expected:
-        raise Refuted("proof.members: the rows and columns are not each covered exactly once")
-    bound = read_float(proof["bound"], "proof.bound")
-    for m in members:
-        part = restricted(system, Member(row=m["row"], column=m["column"], norms=(p, q)))
-        checker = choice(m["proof"], {"lmi": _lmi, "product": _product}, "proof.members")
-        value = checker(part, p, q, m["proof"])
-        if value > bound:
-            raise Refuted(f"the bound {bound!r} is below that of row {m['row']}, column {m['column']}: {value!r}")
     return bound
 
 
@@ -273,22 +207,26 @@ def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
         if stated is not None:
             raise Refuted("the certificate claims a lower bound without a witness")
         return None
-    from lipmodel.lower.witness import Witness, witness_ratio
+    from lipmodel.lower.witness import Witness, output_rows, pair_moduli
 
     found = Witness.from_json(witness)
     if (found.p, found.q, str(found.outputs)) != (spec.input_norm, spec.output_norm, str(spec.outputs)):
         raise Refuted("certificate.lower: the witness answers another question")
+    if not (spec.domain.contains(found.x, found.p) and spec.domain.contains(found.y, found.p)):
+        raise Refuted("certificate.lower: a point of the witness lies outside the domain")
     lower = read_float(stated, "certificate.claim.lower_bound")
     if found.ratio != lower:
         raise Refuted(f"the certificate claims the lower bound {lower!r}, its witness {found.ratio!r}")
     if lower == 0.0:
         return lower
     try:
-        ratio = witness_ratio(net, found.x, found.y, found.p, found.q, found.outputs)
-    except (UsageError, LipmodelError) as error:
+        rows, mode = output_rows(found.outputs, net.output_size)
+        moduli = pair_moduli(net, found.x, found.y, rows=rows)
+        if moduli is None:
+            raise Refuted("certificate.lower: the two points of the witness are the same")
+        check_quotient(*moduli, found.p, "inf" if mode == "each" else found.q, lower)
+    except (LipmodelError, Rejected) as error:
         raise Refuted(f"certificate.lower: {error}") from None
-    if not ratio >= lower > 0.0:
-        raise Refuted(f"the witness pair proves {ratio!r}, not {lower!r}")
     return lower
 
 

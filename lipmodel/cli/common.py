@@ -57,7 +57,8 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
         "--domain",
         metavar="DOMAIN",
         default="global",
-        help="global: the whole input space (default, and the only one in this version)",
+        help="global: the whole input space (default); box:LO:HI, where LO and HI are numbers, lists a,b,... or .npy "
+        "files; ball:X:EPS, the ball of radius EPS around X in the input norm",
     )
     group.add_argument(
         "--outputs",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
+from lipmodel import question
 from lipmodel.cli.common import screen_width
 from lipmodel.cli.statement import statement
 from lipmodel.cli.summary import file_summary, network_summary
 from lipmodel.errors import Reason, RefusedInput
-from lipmodel.network.increments import increments
 from lipmodel.network.onnx_file import read
 from lipmodel.network.onnx_import import load
 from lipmodel.report.tables import printable
+from lipmodel.spec import Ball, Global
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from lipmodel.network.graph import Network
     from lipmodel.network.increments import IncrementSystem
+    from lipmodel.spec import Domain
 
 _CHOICE = {"inputs", "outputs"}
 _ATTEMPTS = 8
@@ -40,11 +42,16 @@ def report(path: Path, formulation: str | None, asked: dict[str, Any], *, plan: 
         if isinstance(found, RefusedInput):
             return [*file_summary(path), "", *_not_global(found)]
         network, note = found
-    system = _increments(network)
+    plain = (asked["norm"], asked["outputs"], asked["domain"]) == (None, "all", "global")
+    norms, domain = question.asked(network, formulation, asked["norm"], asked["domain"], asked["options"])
+    system = _increments(network, domain, norms[0])
     lines = network_summary(network, width=screen_width())
     if isinstance(system, RefusedInput):
         return [*lines, "", *([note] if note else []), *_not_global(system)]
-    plain = (asked["norm"], asked["outputs"], asked["domain"]) == (None, "all", "global")
+    if not isinstance(domain, Global):
+        asked |= {"norm": norms, "domain": domain}
+        ball = f" (in the {norms[0]}-norm)" if isinstance(domain, Ball) else ""
+        lines += ["", f"on {domain}{ball}: {system.neurons} activations are not affine, of those that matter"]
     if formulation is not None or plan or asked["options"] or not plain:
         if note:
             # what is stated depends on the choice that is missing
@@ -53,12 +60,12 @@ def report(path: Path, formulation: str | None, asked: dict[str, Any], *, plan: 
     return [*lines, "", note] if note else lines
 
 
-def _increments(network: Network) -> IncrementSystem | RefusedInput:
+def _increments(network: Network, domain: Domain, norm: str) -> IncrementSystem | RefusedInput:
     """The increment system, or the refusal where a bounded domain would mend it. Raises RefusedInput otherwise."""
     try:
-        return increments(network)
+        return question.systems(network, domain, norm).system
     except RefusedInput as refusal:
-        if not _needs_domain(refusal.reasons):
+        if not _needs_domain(refusal.reasons) or not isinstance(domain, Global):
             raise
         return refusal
 
@@ -69,8 +76,12 @@ def _needs_domain(reasons: Sequence[Reason]) -> bool:
 
 
 def _not_global(refusal: RefusedInput) -> list[str]:
+    hopeless = any("not supported on a domain" in r.message for r in refusal.reasons)
+    way = "a bounded domain would be needed" + (
+        ", and is not supported for these nodes" if hopeless else " (--domain box:LO:HI or ball:X:EPS)"
+    )
     return [
-        "there is no global Lipschitz constant: a bounded domain would be needed (this version: --domain global only)",
+        f"there is no global Lipschitz constant: {way}",
         *(printable(f"  - {r}") for r in refusal.reasons),
     ]
 

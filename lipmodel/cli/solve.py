@@ -23,6 +23,7 @@ _EXAMPLES = """\
   lipmodel solve net.onnx
   lipmodel solve net.onnx -f geolip --norm inf:2 --save result.json
   lipmodel solve net.onnx -f lipsdp-neuron -b clarabel --outputs margin:3 --time-limit 60
+  lipmodel solve net.onnx --norm inf --domain ball:x.npy:0.03
   lipmodel solve net.onnx -f ./mine.py:MyFormulation -o order=2 --json > result.json
 
 The answer is the last line on stdout:  LOWER ≤ L(P→Q) ≤ UPPER   assurance, formulation, backend, seconds.

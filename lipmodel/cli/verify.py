@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for statement in verdict.assumptions:
         print(f"assuming: {printable(statement)}")
+    print(f"network read by: {printable(verdict.read_by)}")
     print(verdict_line(verdict))
     return 0
 
@@ -79,9 +80,11 @@ def verdict_line(verdict: Verdict) -> str:
     """The one-line verdict; digits are rounded away from the bracket, so that what is printed is proved too."""
     from lipmodel.report.tables import printable
     from lipmodel.result import rounded
+    from lipmodel.spec import Global
 
     p, q = verdict.spec.norms
     outputs = "" if verdict.spec.outputs.kind == "all" else f", outputs {verdict.spec.outputs}"
+    outputs += "" if isinstance(verdict.spec.domain, Global) else f", {verdict.spec.domain}"
     outputs += "".join(f", {printable(choice)}" for choice in verdict.chosen)
     lower = "" if verdict.lower_bound is None else f"{rounded(verdict.lower_bound, up=False)} ≤ "
     upper = "   (no upper bound is claimed)" if verdict.bound is None else f" ≤ {rounded(verdict.bound, up=True)}"

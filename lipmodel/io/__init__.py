@@ -55,10 +55,13 @@ def write_problem(model: Model, path: str | os.PathLike[str], header: Mapping[st
 
 
 def _comments(model: Model, header: Mapping[str, Any], beside: str) -> list[str]:
+    from lipmodel.spec import parse_domain
+
     spec, network = header.get("spec", {}), header.get("network", {})
     norms = f"{spec.get('input_norm', '?')}:{spec.get('output_norm', '?')}"
+    domain = f", {parse_domain(spec['domain'])}" if spec.get("domain", "global") != "global" else ""
     return [
-        f"lipmodel: {model.name}, norm {norms}, outputs {spec.get('outputs', '?')}",
+        f"lipmodel: {model.name}, norm {norms}, outputs {spec.get('outputs', '?')}{domain}",
         f"network sha256 {network.get('sha256', '?')}",
         f"scaled; {beside} leads a solution back",
     ]

@@ -10,29 +10,34 @@ import numpy as np
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram
 from lipmodel.lower.moves import Box, centred, chord
+from lipmodel.lower.zone import Zone
 
 Pair = tuple[Array, Array]
 
 
-def proposals(program: FloatProgram, x: Array, v: Array, box: Box | None, *, exact: bool) -> Iterator[Pair]:
+def proposals(program: FloatProgram, x: Array, v: Array, zone: Zone, *, exact: bool) -> Iterator[Pair]:
     """Pairs along v near x, the likeliest first; exact: whether all weights are known exactly."""
+    box = zone.box
     if box is not None:
         v = np.where(box[0] < box[1], v, 0.0)
-    yield from _along(program, x, v, box, exact)
+    yield from _along(program, x, v, zone, exact)
     if program.neurons and not program.has_smooth:
-        yield from _along(program, centred(program, x, box), v, box, exact)
+        yield from _along(program, centred(program, x, box), v, zone, exact)
     if box is not None:
-        # at a corner of the box no direction may be left to go both ways
+        # at a corner of the domain no direction may be left to go both ways
         for pull in (1e-3, 1e-6, 1e-9):
-            yield from _along(program, x + pull * (0.5 * (box[0] + box[1]) - x), v, box, exact)
+            yield from _along(program, x + pull * (0.5 * (box[0] + box[1]) - x), v, zone, exact)
 
 
-def _along(program: FloatProgram, x: Array, v: Array, box: Box | None, exact: bool) -> Iterator[Pair]:
+def _along(program: FloatProgram, x: Array, v: Array, zone: Zone, exact: bool) -> Iterator[Pair]:
+    box = zone.box
     low, high, steepest = chord(program, x, v)
     size = max(1.0, float(np.max(np.abs(x))))
     low, high = max(low, -size), min(high, size)
     if box is not None:
         low, high = _inside(x, v, low, high, box)
+        room = zone.room(x, v)
+        low, high = max(low, -room), min(high, room)
     if not high > low:
         low, high = -1e-9 * size, 1e-9 * size
     middle, half = 0.5 * (low + high), 0.5 * (high - low)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from lipmodel.errors import UsageError
 from lipmodel.lower.ascent import ascend
 from lipmodel.lower.balls import Array
 from lipmodel.lower.linearise import FloatProgram, float_program
@@ -20,7 +19,8 @@ from lipmodel.lower.pairs import proposals
 from lipmodel.lower.realise import LARGEST, improving_flips, realise
 from lipmodel.lower.sweep import sweep
 from lipmodel.lower.witness import Mode, PairProgram, Rows, Witness, output_rows, pair_program
-from lipmodel.spec import Norm, Outputs, parse_outputs
+from lipmodel.lower.zone import Zone, zone
+from lipmodel.spec import Domain, Global, Norm, Outputs, parse_outputs
 
 if TYPE_CHECKING:
     from lipmodel.network.graph import Network
@@ -46,13 +46,13 @@ def search(
     time_limit: float | None = 1.0,
     deadline: float | None = None,
     seed: int = 0,
-    box: Box | None = None,
+    domain: Domain | None = None,
     target: float | None = None,
 ) -> Witness | None:
     """The best witness pair found for ||f(x)-f(y)||_q / ||x-y||_p; None where every quotient found is 0 or undecided.
 
     time_limit: seconds; deadline: in the clock of time.perf_counter, whichever comes first; a first attempt is made in
-    any case. seed: equal seeds try equal starts. box: (lower, upper), shape (inputs,), in which both points stay.
+    any case. seed: equal seeds try equal starts. domain: where both points lie (default: the whole input space).
     target: the search ends when a quotient reaches it (a proved upper bound, for example). The ratio of the witness is
     proved, whatever the search believed. Raises UsageError where the outputs do not fit the network.
     """
@@ -62,9 +62,11 @@ def search(
     )
     chosen = parse_outputs(outputs)
     rows, mode = output_rows(chosen, network.output_size)
-    domain = None if box is None else _checked(box, network.input_size)
+    where = zone(Global() if domain is None else domain, network.input_size, p)
+    if where.domain.is_point:
+        return None
     hunt = Hunt(
-        program=float_program(network, rows, held=None if domain is None else domain[0] == domain[1]),
+        program=float_program(network, rows, held=None if where.box is None else where.box[0] == where.box[1]),
         pairs=pair_program(network),
         p=p,
         q=q if mode == "vector" else "inf",
@@ -74,18 +76,11 @@ def search(
         outputs=chosen,
         end=end,
         rng=np.random.default_rng(seed),
-        box=domain,
+        zone=where,
         target=math.inf if target is None else target,
     )
     hunt.run()
     return hunt.best
-
-
-def _checked(box: Box, size: int) -> Box:
-    low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64).ravel(), (size,)) for b in box)
-    if not np.all(np.isfinite(low) & np.isfinite(high) & (low <= high)):
-        raise UsageError("a box for the search needs finite ends, the lower ones not above the upper ones")
-    return low, high
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -119,7 +114,7 @@ class Hunt:
     outputs: Outputs
     end: float
     rng: np.random.Generator
-    box: Box | None
+    zone: Zone
     target: float
     best: Witness | None = None
     offered: float = 0.0
@@ -165,6 +160,10 @@ class Hunt:
         return complete
 
     @property
+    def box(self) -> Box | None:
+        return self.zone.box
+
+    @property
     def over(self) -> bool:
         reserve = self.cost if self.waiting is not None and self.best is not None else 0.0
         return time.perf_counter() + reserve >= self.end or (self.best is not None and self.best.ratio >= self.target)
@@ -180,7 +179,7 @@ class Hunt:
             x = np.stack([summits[int(k)] for k in self.rng.integers(len(summits), size=count)], axis=1)
         size = np.maximum(np.linalg.norm(x, axis=0), self.scale * math.sqrt(program.inputs))
         if self.box is not None:
-            size = np.full(count, float(np.linalg.norm(self.box[1] - self.box[0])))
+            size = np.full(count, self.zone.diameter)
         x = ascend(
             program,
             x,
@@ -239,10 +238,7 @@ class Hunt:
         """Random points at many scales, shape (inputs, count)."""
         n = self.program.inputs
         if self.box is not None:
-            low, high = self.box
-            x = self.rng.uniform(size=(n, count))
-            corner = self.rng.random(count) < 0.25
-            return np.asarray(low[:, None] + (high - low)[:, None] * np.where(corner, np.round(x), x))
+            return self.zone.starts(count, self.rng)
         size = self.scale * 10.0 ** self.rng.uniform(-0.7, 1.3, count)
         size[1::4] = self.scale * 10.0 ** self.rng.uniform(-2.0, 3.0, len(size[1::4]))
         x = self.rng.standard_normal((n, count)) * size
@@ -251,8 +247,7 @@ class Hunt:
 
     def visit(self, x: Array, island: Island, keep: int) -> None:
         """Evaluate the columns of x, add the best to the island, make a witness of the very best."""
-        if self.box is not None:
-            x = np.clip(x, self.box[0][:, None], self.box[1][:, None])
+        x = self.zone.inside(x)
         begin = time.perf_counter()
         x = x[:, np.all(np.isfinite(x), axis=0)]
         if not x.shape[1]:
@@ -375,7 +370,9 @@ class Hunt:
         self.cost = self.offered_at - begin
 
     def _measure(self, x: Array, value: float, v: Array) -> None:
-        for a, b in proposals(self.program, x, v, self.box, exact=self.pairs.exact):
+        for a, b in proposals(self.program, x, v, self.zone, exact=self.pairs.exact):
+            if not (self.zone.holds(a) and self.zone.holds(b)):
+                continue
             ratio = self.pairs.ratio(a, b, self.p, self.asked, rows=self.rows, mode=self.mode)
             if ratio > (0.0 if self.best is None else self.best.ratio):
                 self.best = Witness(x=a, y=b, p=self.p, q=self.asked, outputs=self.outputs, ratio=ratio)

@@ -95,6 +95,14 @@ def evaluate_pair(
         return pair_program(network).ratio(x, y, p, q, rows=rows, mode=mode)
 
 
+def pair_moduli(
+    network: Network, x: Array, y: Array, *, rows: Rows | None = None
+) -> tuple[list[Fraction], list[Fraction]] | None:
+    """|x - y| exactly, and proved lower bounds of |f(x) - f(y)| or its functionals; None where x = y."""
+    with threadpool_limits(limits=1):
+        return pair_program(network).moduli(x, y, rows=rows)
+
+
 def output_rows(outputs: Outputs | str, size: int) -> tuple[list[dict[int, float]] | None, Mode]:
     """The functionals that a choice of outputs means, and how they are measured. Raises UsageError out of range."""
     chosen = parse_outputs(outputs)
@@ -155,21 +163,38 @@ class PairProgram:
 
     def ratio(self, x: Array, y: Array, p: Norm, q: Norm, *, rows: Rows | None = None, mode: Mode = "vector") -> float:
         """See `evaluate_pair`."""
+        found = self._moduli(x, y, rows)
+        if found is None:
+            return 0.0
+        (step, step_exponent), (change, change_exponent) = found
+        top, bottom = _norm_squared(change, "inf" if mode == "each" else q), _norm_squared(step, p)
+        shift = 2 * (step_exponent - change_exponent)
+        return root_down(top << max(shift, 0), bottom << max(-shift, 0))
+
+    def moduli(self, x: Array, y: Array, *, rows: Rows | None = None) -> tuple[list[Fraction], list[Fraction]] | None:
+        """See `pair_moduli`."""
+        found = self._moduli(x, y, rows)
+        if found is None:
+            return None
+        step, change = ([v / Fraction(2) ** exponent for v in values] for values, exponent in found)
+        return step, change
+
+    def _moduli(
+        self, x: Array, y: Array, rows: Rows | None
+    ) -> tuple[tuple[list[int], int], tuple[list[int], int]] | None:
+        """The same as integers over powers of two."""
         x, y = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
         if not len(x) == len(y) == self.input_size:
             raise UsageError(f"the network has {self.input_size} inputs, not {len(x)} and {len(y)}")
         if not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
             raise UsageError("the points of a witness must be finite")
         if np.array_equal(x, y):
-            return 0.0
+            return None
         change = self.difference(x, y)
         if rows is not None:
             change = _functionals(rows, change.size).apply(change)
-        top = _norm_squared(_moduli(change), "inf" if mode == "each" else q)
         step = Balls.from_floats(np.stack([x, y], axis=1))
-        bottom = _norm_squared([abs(a - b) for a, b in step.mid.tolist()], p)
-        shift = 2 * (step.exponent - change.exponent)
-        return root_down(top << max(shift, 0), bottom << max(-shift, 0))
+        return ([abs(a - b) for a, b in step.mid.tolist()], step.exponent), (_moduli(change), change.exponent)
 
 
 def pair_program(network: Network) -> PairProgram:

@@ -1,4 +1,4 @@
-"""Matrices over the dyadic rationals: what the exact checker computes with.
+"""Matrices over the dyadic rationals: what maps are multiplied out in before the exact checker takes them.
 
 Stored weights are binary floats, so a linear map built from them is an integer matrix times a power of two. What is not
 dyadic (a division by three, a square root in batch normalisation) carries an integer radius.
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from flint import fmpz_mat
+
+from lipmodel.certify.kernel import Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,6 +58,15 @@ class ExactMatrix:
 
     def __neg__(self) -> ExactMatrix:
         return ExactMatrix(mantissa=-self.mantissa, exponent=self.exponent, radius=self.radius)
+
+    def block(self) -> Block:
+        """The same matrix in plain integers, as the exact checker takes it."""
+        mantissa, radius = (
+            None if part is None else [[int(v) for v in row] for row in part.tolist()]
+            for part in (self.mantissa, self.radius)
+        )
+        assert mantissa is not None
+        return Block(mantissa=mantissa, exponent=self.exponent, radius=radius)
 
     def rescaled(self, exponent: int) -> ExactMatrix:
         """The same matrix over 2^-exponent, exponent at least the present one."""

@@ -7,19 +7,25 @@ between is linear. Any directed acyclic graph of affine and elementwise operatio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lipmodel.domain import Box, Global
 from lipmodel.model.forms import LinearForm, Signal, add_forms, apply
 from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection
 from lipmodel.network.pruning import without_dead_neurons
 
 if TYPE_CHECKING:
+    from lipmodel.domain import Domain
     from lipmodel.network.graph import Network
 
 Array = np.ndarray[Any, Any]
+
+SMALL = 2.0**-200
+"""Local slopes that are smaller, but neither zero nor known exactly, are rounded away from the inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,11 +111,49 @@ class IncrementSystem:
         return {s: i for i, s in enumerate(self.signals)}
 
 
-def increments(network: Network) -> IncrementSystem:
-    """The increment system of a network over the whole input space.
+def increments(
+    network: Network, domain: Domain | None = None, norm: str = "2", *, keep_stable: bool = False
+) -> IncrementSystem:
+    """The increment system of a network over a domain (default: the whole input space); norm: that of a ball.
 
-    Raises RefusedInput, listing every node whose activation is not Lipschitz.
+    On a box or a ball the slopes are those over the proved ranges of the pre-activations, neurons that are affine there
+    are eliminated, and inputs that cannot move are taken out. keep_stable: leave the neurons that are affine on the
+    domain (but not everywhere) in, with alpha = beta: a weaker system, on which norms multiply better.
+
+    Raises RefusedInput, listing every node whose activation is not Lipschitz; UsageError where the domain does not fit.
     """
+    domain = Global() if domain is None else domain.sized(network.input_size)
+    if isinstance(domain, Global):
+        return _increments(network, {}, keep_stable=False)
+    from lipmodel.errors import RefusedInput
+    from lipmodel.ranges.local import pre_activation_ranges
+
+    ranges, reasons = pre_activation_ranges(network, domain, norm)
+    if reasons:
+        raise RefusedInput(network.source.path or "the network", reasons)
+    return local_increments(network, domain, ranges, keep_stable=keep_stable)
+
+
+def local_increments(
+    network: Network, domain: Domain, ranges: Mapping[str, tuple[Array, Array]], *, keep_stable: bool = False
+) -> IncrementSystem:
+    """`increments` over a box or a ball on which the pre-activations of every elementwise node lie in `ranges`."""
+    if domain.is_point:
+        x = Signal(name="x", size=network.input_size)
+        nothing = LinearForm(size=network.output_size, blocks={}, role="output")
+        return IncrementSystem(signals=(x,), input=LinearForm.of(x, role="input"), activations=(), output=nothing)
+    system = _increments(network, ranges, keep_stable=keep_stable)
+    if not isinstance(domain, Box):
+        return system
+    free = np.flatnonzero(np.array(domain.lo) < np.array(domain.hi))
+    if len(free) == network.input_size:
+        return system
+    index = np.full(network.input_size, -1)
+    index[free] = np.arange(len(free))
+    return read_only(without_dead_neurons(system.restrict_input(Selection(index=index, size=len(free)))))
+
+
+def _increments(network: Network, ranges: Mapping[str, tuple[Array, Array]], *, keep_stable: bool) -> IncrementSystem:
     from lipmodel.errors import NotLipschitz, Reason, RefusedInput
     from lipmodel.network import ops
 
@@ -130,12 +174,14 @@ def increments(network: Network) -> IncrementSystem:
         elif isinstance(op, ops.Add):
             form = add_forms(inputs)
         elif isinstance(op, ops.Concat):
-            form = _concatenated(op.positions, inputs)
+            form = concatenated(op.positions, inputs)
         else:
             try:
-                form, activation = _activated(node, op, inputs[0], len(activations) + 1)
+                form, activation = _activated(
+                    node, op, inputs[0], len(activations) + 1, ranges.get(node), keep_stable=keep_stable
+                )
             except NotLipschitz as error:
-                hint = "a bounded domain would be needed"
+                hint = "a smaller domain would be needed" if ranges else "a bounded domain would be needed"
                 reasons.append(Reason(kind="non-lipschitz", where=f"node {node!r}", message=str(error), hint=hint))
                 form, activation = LinearForm(size=inputs[0].size, blocks={}), None
             if activation is not None:
@@ -178,7 +224,8 @@ def read_only(system: IncrementSystem) -> IncrementSystem:
     return system
 
 
-def _concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> LinearForm:
+def concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> LinearForm:
+    """Forms side by side: entry i of the k-th is entry positions[k][i] of the result."""
     size = sum(len(p) for p in positions)
     parts = []
     for place, form in zip(positions, inputs, strict=True):
@@ -188,14 +235,16 @@ def _concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> Lin
     return add_forms(parts)
 
 
-def _activated(node: str, op: Any, pre: LinearForm, number: int) -> tuple[LinearForm, SlopeRestricted | None]:
+def _activated(
+    node: str, op: Any, pre: LinearForm, number: int, within: tuple[Array, Array] | None, *, keep_stable: bool
+) -> tuple[LinearForm, SlopeRestricted | None]:
     """The value of an elementwise node: linear where the slope is known, a new signal elsewhere."""
     if not pre.blocks:
         return LinearForm(size=pre.size, blocks={}), None  # a function of a constant does not move
-    alpha, beta = slopes(op)
-    fixed = alpha == beta
+    alpha, beta = slopes(op, within)
+    fixed = _linear_everywhere(op) if keep_stable else alpha == beta
     if fixed.all():
-        return apply(Diagonal(values=alpha), pre), None
+        return apply(_scaling(alpha), pre), None
     free = np.flatnonzero(~fixed)
     signal = Signal(name=f"w{number}", size=len(free))
     seen = pre if len(free) == pre.size else apply(Selection(index=free, size=pre.size), pre)
@@ -207,15 +256,48 @@ def _activated(node: str, op: Any, pre: LinearForm, number: int) -> tuple[Linear
     index = np.full(pre.size, -1)
     index[free] = np.arange(len(free))
     scattered = apply(Selection(index=index, size=len(free)), activation.post)
-    return scattered + apply(Diagonal(values=np.where(fixed, alpha, 0.0)), pre), activation
+    return scattered + apply(_scaling(np.where(fixed, alpha, 0.0)), pre), activation
 
 
-def slopes(op: Any) -> tuple[Array, Array]:
-    """The slope intervals of an elementwise operation, one per entry. Raises NotLipschitz."""
+def _scaling(values: Array) -> LinearMap:
+    """The diagonal map; as a selection, which folds into matrices without rounding, where it only masks."""
+    if bool(np.all((values == 0.0) | (values == 1.0))):
+        return Selection(index=np.where(values == 1.0, np.arange(len(values)), -1), size=len(values))
+    return Diagonal(values=values)
+
+
+def _linear_everywhere(op: Any) -> Array:
+    """Which entries of an elementwise operation are linear functions on the whole line."""
+    from lipmodel.errors import NotLipschitz
+
+    linear = np.zeros(sum(len(part.index) for part in op.parts), dtype=bool)
+    for part in op.parts:
+        with suppress(NotLipschitz):
+            alpha, beta = part.activation.slopes()
+            linear[part.index] = alpha == beta
+    return linear
+
+
+def slopes(op: Any, within: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """The slope intervals of an elementwise operation, one per entry, its arguments in [lo, hi] = within if given.
+
+    An entry whose argument cannot move has the slope 0. Raises NotLipschitz.
+    """
     size = sum(len(part.index) for part in op.parts)
     alpha, beta = np.zeros(size), np.zeros(size)
     for part in op.parts:
-        alpha[part.index], beta[part.index] = part.activation.slopes()
+        if within is None:
+            alpha[part.index], beta[part.index] = part.activation.slopes()
+            continue
+        moving = part.index[within[0][part.index] < within[1][part.index]]
+        if len(moving):
+            alpha[moving], beta[moving] = part.activation.slopes(within[0][moving], within[1][moving])
+    if within is not None:
+        # the tails of smooth activations have slopes too small to compute with: outward to zero, or to SMALL
+        thin = (alpha != beta) & (np.minimum(np.abs(alpha), np.abs(beta)) < SMALL)
+        low, high = thin & (np.abs(alpha) < SMALL), thin & (np.abs(beta) < SMALL)
+        alpha[low] = np.where(alpha[low] < 0.0, -SMALL, 0.0)
+        beta[high] = np.where(beta[high] > 0.0, SMALL, 0.0)
     return alpha, beta
 
 
@@ -262,16 +344,16 @@ def float_system(system: IncrementSystem, cache: dict[int, Any] | None = None) -
 
 
 def exact_system(system: IncrementSystem) -> Any:
-    """The system's matrices in exact arithmetic (certify.lmi.ExactSystem)."""
-    from lipmodel.certify.lmi import ExactSystem
+    """The system's matrices in exact arithmetic (certify.kernel.System)."""
+    from lipmodel.certify.kernel import System
 
     at = system.positions()
-    return ExactSystem(
+    return System(
         sizes=tuple(s.size for s in system.signals),
-        pre=tuple({at[s]: m.exact() for s, m in a.pre.blocks.items()} for a in system.activations),
+        pre=tuple({at[s]: m.exact().block() for s, m in a.pre.blocks.items()} for a in system.activations),
         alpha=tuple(a.alpha for a in system.activations),
         beta=tuple(a.beta for a in system.activations),
-        output={at[s]: m.exact() for s, m in system.output.blocks.items()},
+        output={at[s]: m.exact().block() for s, m in system.output.blocks.items()},
     )
 
 

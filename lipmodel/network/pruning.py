@@ -94,8 +94,13 @@ def _kept(system: IncrementSystem, a: SlopeRestricted, alive: Mask) -> Mask:
         return alive
     readers = [form.blocks[a.signal] for form in (*(b.pre for b in system.activations), system.output)
                if a.signal in form.blocks]  # fmt: skip
-    plain = all(isinstance(m, Dense | Sparse | Selection | Diagonal) for m in (*a.pre.blocks.values(), *readers))
-    return alive if plain else np.ones_like(alive)
+    return alive if all(_plain(m) for m in (*a.pre.blocks.values(), *readers)) else np.ones_like(alive)
+
+
+def _plain(m: LinearMap) -> bool:
+    if isinstance(m, Composition):
+        return all(_plain(factor) for factor in m.factors)
+    return isinstance(m, Dense | Sparse | Selection | Diagonal)
 
 
 def _forward(form: LinearForm, reached: dict[Signal, Mask]) -> Mask:
