@@ -49,7 +49,7 @@ def test_mutations_that_would_be_unsound_are_made_and_caught():
     for line in (
         "if any((v <= 0 for v in lacking)):",
         "if Fraction(bound) ** 2 > bound_squared(multipliers, p, q):",
-        "left = min(g)",
+        "left = Fraction(min(g))",
         "radius = [[0] * n for n in sizes]",
     ):
         (mutant,) = [m for m in found if m.after == line]

@@ -209,17 +209,17 @@ def bound_squared(multipliers: Any, p: str, q: str) -> Fraction:
     ||dx||_2^2 max(g) or ||dx||_inf^2 sum(g) bounds dx' diag(g) dx; dy' diag(s)^-1 dy is at least ||dy||_2^2 / max(s) or
     ||dy||_1^2 / sum(s). With a single entry all norms agree.
     """
-    g, s = ([Fraction(float(v)) for v in values] for values in (multipliers.g, multipliers.s))
+    g, s = ([float(v) for v in values] for values in (multipliers.g, multipliers.s))
     if p == "2" or (p in ("1", "inf") and len(g) == 1):
-        left = max(g)
+        left = Fraction(max(g))
     elif p == "inf":
-        left = sum(g, Fraction(0))
+        left = sum(map(Fraction, g), Fraction(0))
     else:
         raise Rejected(f"these multipliers bound no constant for input norm {p!r}: 2 or inf, or 1 column by column")
     if q == "2" or (q in ("1", "inf") and len(s) == 1):
-        right = max(s)
+        right = Fraction(max(s))
     elif q == "1":
-        right = sum(s, Fraction(0))
+        right = sum(map(Fraction, s), Fraction(0))
     else:
         raise Rejected(f"these multipliers bound no constant for output norm {q!r}: 1 or 2, or inf row by row")
     return left * right

@@ -36,6 +36,8 @@ TILE = 64
 """Largest tile: error constants grow with the length of the sums, so long sums are cut into short ones."""
 GENEROUS = 40.0
 """How much more than the least imaginable the diagonal is shifted at first, which mostly decides at once."""
+MODERATE = 200
+"""Exponents up to which a matrix is scaled by multiplication."""
 UNDERFLOW = 2.0**-577
 """Per entry of a row: far above what underflow can do to a matrix with diagonal in [1/2, 2)."""
 
@@ -121,8 +123,7 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
     rad = np.zeros(total)
     for (i, j), (center, radius) in parts.items():
         rows, columns = _span(starts, i), _span(starts, j)
-        power = exponent[rows, None] + exponent[None, columns]
-        entries = np.ldexp(center, power)
+        entries = _shifted(center, exponent[rows], exponent[columns])
         small = (center != 0) & (np.abs(entries) < 2.0**-300)  # out of the way of underflow, and into the error
         entries[small] = 0.0
         if not bool(np.all(np.abs(entries) <= 4.0)):
@@ -130,7 +131,8 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
         scaled[i, j] = entries
         bound = np.where(small, 2.0**-299, 0.0)
         if radius is not None:
-            bound += np.where(radius != 0, np.ldexp(radius, power) * INFLATE + 2.0**-600, 0.0)
+            error_of = _shifted(radius, exponent[rows], exponent[columns]) * INFLATE
+            bound += np.where(radius != 0, error_of + 2.0**-600, 0.0)
         if not bool(np.all(bound <= 4.0)):
             return None
         rad[rows] += bound.sum(axis=1)
@@ -142,6 +144,15 @@ def _scaled(blocks: BlockSymmetric) -> _Tiles | None:
         if (i, i) in scaled:
             scaled[i, i][empty[rows], empty[rows]] = 1.0
     return _tiled(scaled, units, starts, rad * INFLATE)
+
+
+def _shifted(values: Array, rows: Array, columns: Array) -> Array:
+    """values[i, j] 2^(rows_i + columns_j); what underflows on the way is below 2^-800 afterwards."""
+    if max(int(np.abs(rows).max(initial=0)), int(np.abs(columns).max(initial=0))) > MODERATE:
+        return np.asarray(np.ldexp(values, rows[:, None] + columns[None, :]))
+    result = values * np.ldexp(1.0, rows)[:, None]  # products with powers of two are exact, and faster
+    result *= np.ldexp(1.0, columns)
+    return np.asarray(result)
 
 
 def _symmetric(i: int, j: int, block: MatrixEnclosure, sizes: tuple[int, ...]) -> tuple[Array, Array | None]:
