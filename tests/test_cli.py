@@ -6,7 +6,9 @@ import argparse
 import io
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -383,3 +385,20 @@ def test_the_signs_of_an_answer_survive_any_locale(monkeypatch: pytest.MonkeyPat
     assert main(["--help"]) == 0
     sys.stdout.flush()
     assert "L(2→2)" in raw.getvalue().decode("utf-8")
+
+
+def test_an_interrupt_does_not_cut_the_answer_in_two(
+    nets: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = lm.Result.sentence
+
+    def interrupted(result: lm.Result) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain(result)
+
+    monkeypatch.setattr(lm.Result, "sentence", interrupted)
+    code, out, _ = run(capsys, "solve", nets / "relu.onnx", "--save", tmp_path / "r.json")
+    assert code == 0
+    assert "≤ L(2→2) ≤" in out
+    assert (tmp_path / "r.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

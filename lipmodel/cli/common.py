@@ -164,6 +164,22 @@ def check_destination(text: str, flag: str) -> None:
 
 
 @contextmanager
+def whole_answer() -> Iterator[None]:
+    """No interrupt cuts an answer in two: what is known is written, and then the command is over anyway."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def stdout_for_the_answer(*, verbose: bool = False) -> Iterator[None]:
     """Send to stderr what solvers, and formulations of users, print to stdout: the answer stands there alone.
 

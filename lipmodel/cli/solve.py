@@ -17,6 +17,7 @@ from lipmodel.cli.common import (
     plain_value,
     question,
     stdout_for_the_answer,
+    whole_answer,
 )
 
 _EXAMPLES = """\
@@ -137,12 +138,14 @@ def run(args: argparse.Namespace) -> int:
         # a choice made for the user is announced, also where progress is not shown
         print(result.reason, file=sys.stderr, flush=True)
     unsaved: UsageError | None = None
-    if args.save is not None:
-        try:
-            result.save(args.save)
-        except UsageError as error:
-            unsaved = error
-    print(json.dumps(result.to_json(), indent=1, allow_nan=False) if args.json else result.sentence())
+    with whole_answer():
+        if args.save is not None:
+            try:
+                result.save(args.save)
+            except UsageError as error:
+                unsaved = error
+        answer = json.dumps(result.to_json(), indent=1, allow_nan=False) if args.json else result.sentence()
+        print(answer, flush=True)
     if unsaved is not None:
         raise unsaved
     if result.assurance not in ("proved", args.assurance):
