@@ -40,7 +40,7 @@ def chosen_outputs(system: IncrementSystem, outputs: Outputs) -> IncrementSystem
     if outputs.kind == "all":
         return system
     if outputs.kind == "vector":
-        return system.restrict_output(Selection(index=np.array(outputs.indices), size=m))
+        return _living(system.restrict_output(Selection(index=np.array(outputs.indices), size=m)))
     import scipy.sparse as sp
 
     chosen = outputs.indices[0]
@@ -48,7 +48,12 @@ def chosen_outputs(system: IncrementSystem, outputs: Outputs) -> IncrementSystem
     rows = np.arange(len(others))
     data = np.concatenate([np.ones(len(others)), -np.ones(len(others))])
     coords = (np.concatenate([rows, rows]), np.concatenate([np.full(len(others), chosen), np.array(others)]))
-    return system.restrict_output(Sparse(weights=sp.csr_array((data, coords), shape=(len(others), m))))
+    return _living(system.restrict_output(Sparse(weights=sp.csr_array((data, coords), shape=(len(others), m)))))
+
+
+def _living(system: IncrementSystem) -> IncrementSystem:
+    """The system without neurons that have become useless."""
+    return read_only(without_dead_neurons(system))
 
 
 def measured(spec: Spec) -> Spec:
@@ -108,7 +113,7 @@ def restricted(system: IncrementSystem, member: Member) -> IncrementSystem:
         index = np.full(system.input.size, -1)
         index[member.column] = 0
         system = system.restrict_input(Selection(index=index, size=1))
-    return system if member.row is None and member.column is None else read_only(without_dead_neurons(system))
+    return system if member.row is None and member.column is None else _living(system)
 
 
 def member_spec(spec: Spec, member: Member) -> Spec:

@@ -178,3 +178,10 @@ def test_cancellation_is_not_a_lower_bound() -> None:
     result = lm.solve(chain.network(), "lipsdp-neuron")
     assert result.lower_bound == 1.0
     assert 2.0 <= result.bound <= 2.0 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("index", [201, 387, 638, 657])
+def test_outputs_that_leave_neurons_without_a_reader(index: int, tmp_path: Path) -> None:
+    """Of chosen outputs the importer and the independent reader see the same living neurons."""
+    outcome = check(random_case(777, index), tmp_path)
+    assert not outcome.failures, outcome.failures
