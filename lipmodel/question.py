@@ -10,7 +10,7 @@ from lipmodel.families import measured
 from lipmodel.formulation import Formulation
 from lipmodel.formulation import formulation as find_formulation
 from lipmodel.member import provable
-from lipmodel.network.increments import IncrementSystem, local_increments
+from lipmodel.network.increments import IncrementSystem, local_increments, ranges_over
 from lipmodel.network.increments import increments as global_increments
 from lipmodel.spec import Domain, Global, Norm, Spec, norm_pair, parse_domain, parse_outputs
 
@@ -57,12 +57,7 @@ def systems(network: Network, domain: Domain, norm: str) -> Systems:
     """The increment systems over a domain; norm: the input norm. Raises RefusedInput."""
     if isinstance(domain, Global):
         return Systems(system=global_increments(network))
-    from lipmodel.errors import RefusedInput
-    from lipmodel.ranges.local import pre_activation_ranges
-
-    ranges, reasons = pre_activation_ranges(network, domain, norm)
-    if reasons:
-        raise RefusedInput(network.source.path or "the network", reasons)
+    ranges = ranges_over(network, domain, norm)
     system = local_increments(network, domain, ranges)
     masked = local_increments(network, domain, ranges, keep_stable=True)
     return Systems(system=system, masked=masked)

@@ -48,9 +48,7 @@ def test_what_raises_or_is_killed_is_left_out() -> None:
     results, _ = collect(range(6), work, workers=1)
     assert results == {0: 0, 2: 2}  # the only process died at 3
     results, _ = collect(range(6), work, workers=3)
-    assert {0, 2}.isdisjoint({1, 3} & set(results))
-    assert 1 not in results
-    assert 3 not in results
+    assert set(results) == {0, 2, 4, 5}  # two processes are left to do the rest
 
 
 def test_an_interrupt_reaches_the_work_and_begins_nothing_new() -> None:

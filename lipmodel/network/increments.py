@@ -125,13 +125,18 @@ def increments(
     domain = Global() if domain is None else domain.sized(network.input_size)
     if isinstance(domain, Global):
         return _increments(network, {}, keep_stable=False)
+    return local_increments(network, domain, ranges_over(network, domain, norm), keep_stable=keep_stable)
+
+
+def ranges_over(network: Network, domain: Domain, norm: str) -> Mapping[str, tuple[Array, Array]]:
+    """Proved ranges of the pre-activations of every elementwise node over a box or a ball. Raises RefusedInput."""
     from lipmodel.errors import RefusedInput
     from lipmodel.ranges.local import pre_activation_ranges
 
     ranges, reasons = pre_activation_ranges(network, domain, norm)
     if reasons:
         raise RefusedInput(network.source.path or "the network", reasons)
-    return local_increments(network, domain, ranges, keep_stable=keep_stable)
+    return ranges
 
 
 def local_increments(

@@ -24,6 +24,7 @@ from lipmodel.backends.native.chain import (
     Chain,
     Exponents,
     Status,
+    relative_gap,
 )
 from lipmodel.backends.native.elimination import chain_barrier
 from lipmodel.backends.native.follower import Barrier
@@ -161,8 +162,7 @@ class _Found:
     @property
     def gap(self) -> float:
         """Relative, on the objective or its root."""
-        ratio = self.lower / self.value if self.value > self.lower else 1.0
-        return 1 - (math.sqrt(ratio) if self.dual.barrier.root else ratio)
+        return relative_gap(self.lower, self.value, root=self.dual.barrier.root)
 
     def attempt(self, unknowns: Array, tol: float, residual: float) -> None:
         """Raise the multipliers as little as makes them feasible; from a gap of `tol` on, less is not tried."""

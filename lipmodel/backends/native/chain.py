@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,30 @@ Mask = NDArray[np.bool_]
 Status = Literal["optimal", "time-limit", "iteration-limit", "interrupted", "inaccurate", "failed"]
 
 ABSENT = -(1 << 40)  # the binary exponent of zero: below any exponent that a sum of double exponents can reach
+NARROW = 1e-5  # relative width of a slope interval below which its multiplier swamps the rest of the matrix
+SHARES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
+"""How far a result is moved towards a point inside, until it is feasible in the original numbers."""
 SPARSE_DENSITY = 0.02  # below this a compressed product beats a dense one by more than the ratio of their flop rates
+
+
+def relative_gap(lower: float, value: float, *, root: bool) -> float:
+    """Between a value and a lower bound of the objective, on the objective or its root; in [0, 1]."""
+    if lower >= value:
+        return 0.0
+    ratio = max(lower, 0.0) / value if value > 0.0 else 0.0
+    return 1 - (math.sqrt(ratio) if root else ratio)
+
+
+def widened_slopes(low: Array, high: Array) -> tuple[Array, Array, bool]:
+    """Slope intervals, those too narrow for double precision widened about their centre, and whether there were any.
+
+    With c the centre and r the radius a neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is
+    one for a smaller radius too, at the same t. A bound from below is not carried over.
+    """
+    least = NARROW * np.maximum(np.abs(low), np.abs(high))
+    narrow = high - low < least
+    centre = low + (high - low) / 2
+    return np.where(narrow, centre - least / 2, low), np.where(narrow, centre + least / 2, high), bool(narrow.any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

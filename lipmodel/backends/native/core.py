@@ -13,6 +13,7 @@ import numpy as np
 
 from lipmodel.backends.native.chain import (
     ABSENT,
+    SHARES,
     Alive,
     Array,
     Chain,
@@ -25,10 +26,12 @@ from lipmodel.backends.native.chain import (
     alive_neurons,
     dense_weights,
     exponents,
+    relative_gap,
     scaled_chain,
     shift,
     split,
     unscale,
+    widened_slopes,
 )
 from lipmodel.backends.native.elimination import chain_barrier, elimination_order
 from lipmodel.backends.native.follower import Outcome, Progress
@@ -38,7 +41,6 @@ from lipmodel.backends.native.start import Start, closed_form
 
 NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
 FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
-NARROW = 1e-5  # relative width of a slope interval below which its multiplier swamps the rest of the matrix
 NOTHING = -120  # binary exponent of eta for a network that is constant
 
 
@@ -55,10 +57,9 @@ def solve_chain(
 
     time_limit in seconds. memory: bytes, by default a share of what is available; where the path follower would take
     more, solvers that need less work alone. on_iterate is called once at the start, whenever a better point is known
-    and once per iteration, and may return False to stop. KeyboardInterrupt is
-    caught and returns the best point. BLAS runs on one thread. Never raises on a valid problem: at worst the closed
-    form of the start comes back. Neurons that no input reaches, or that do not reach the output, get harmless
-    multipliers.
+    and once per iteration, and may return False to stop. KeyboardInterrupt is caught and returns the best point. BLAS
+    runs on one thread. Never raises on a valid problem: at worst the closed form of the start comes back. Neurons that
+    no input reaches, or that do not reach the output, get harmless multipliers.
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
@@ -96,7 +97,12 @@ def _solve(
         if not _feasible(problem, weights, t, eta):
             return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
         return _solution(problem, t, eta, 0.0, "optimal", 0)
-    alpha, beta, widened = _slopes(problem, keep)
+    slopes = [
+        widened_slopes(low[mask], high[mask])
+        for low, high, mask in zip(problem.alpha, problem.beta, keep[1:], strict=True)
+    ]
+    alpha, beta = [low for low, _, _ in slopes], [high for _, high, _ in slopes]
+    widened = any(narrow for _, _, narrow in slopes)
     kept = [w[np.ix_(rows, columns)] for w, rows, columns in zip(weights, keep[1:], keep[:-1], strict=True)]
     start = closed_form(kept, alpha, beta, problem.output[:, keep[-1]], tied=tied)
     if start.y is None:
@@ -112,7 +118,7 @@ def _solve(
             iteration=best.iterations,
             value=float(shift(np.array(value), power)),
             lower=float(shift(np.array(best.lower), power)),
-            gap=1 - math.sqrt(min(max(best.lower, 0.0) / value, 1.0)),
+            gap=relative_gap(best.lower, value, root=True),
             elapsed=time.monotonic() - began,
             solution=lambda: _restored(problem, weights, alive, start, best),
         )
@@ -142,24 +148,6 @@ def _power(start: Start) -> int:
     return 2 * start.scaling.output - level
 
 
-def _slopes(problem: ChainProblem, keep: Sequence[Mask]) -> tuple[list[Array], list[Array], bool]:
-    """Slopes of the living neurons, intervals too narrow for double precision widened about their centre.
-
-    With c the centre and r the radius the neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is
-    one for a smaller radius too, at the same t. A bound from below is not carried over.
-    """
-    alpha, beta, widened = [], [], False
-    for low, high, mask in zip(problem.alpha, problem.beta, keep[1:], strict=True):
-        low, high = low[mask], high[mask]
-        least = NARROW * np.maximum(np.abs(low), np.abs(high))
-        narrow = high - low < least
-        centre = low + (high - low) / 2
-        alpha.append(np.where(narrow, centre - least / 2, low))
-        beta.append(np.where(narrow, centre + least / 2, high))
-        widened = widened or bool(narrow.any())
-    return alpha, beta, widened
-
-
 def _restored(
     problem: ChainProblem, weights: list[Array], alive: Alive, start: Start, outcome: Outcome
 ) -> ChainSolution:
@@ -167,7 +155,7 @@ def _restored(
     assert start.inside is not None
     lower = float(shift(np.array(outcome.lower), _power(start)))
     status: Status = outcome.status
-    for share in (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0):
+    for share in SHARES:
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
         for point in (_lifted(start.chain, outcome.y, share), (1 - share) * outcome.y + share * start.inside):

@@ -17,6 +17,7 @@ import numpy as np
 
 from lipmodel.backends.native.chain import Array, Status
 from lipmodel.backends.native.follower import Barrier, Outcome
+from lipmodel.backends.native.lbfgs import Pair, quasi_newton
 
 STAGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 """Weights of the whole barrier: with the k-th, the logarithm of the bound is within about so much of its least."""
@@ -86,7 +87,7 @@ def descend(
     best: Array | None = None
     level = math.inf
     status: Status = "inaccurate"
-    pairs: list[tuple[Array, Array]] = []
+    pairs: list[Pair] = []
     try:
         for stage in (stage for stage in STAGES if least <= stage <= first):
             power = min(max(30 / stage, POWERS[0]), POWERS[1])
@@ -113,7 +114,7 @@ def _minimise(
     weight: float,
     power: float,
     settled: float,
-    pairs: list[tuple[Array, Array]],
+    pairs: list[Pair],
     deadline: float,
 ) -> Iterator[Trial]:
     """Trials of falling value, from the one at x on, until a step falls by less than `settled`.
@@ -138,8 +139,9 @@ def _minimise(
             continue
         after = objective.gradient(moved)
         step, change = moved.x - trial.x, after - gradient
-        if step @ change > 1e-12 * np.linalg.norm(step) * np.linalg.norm(change):
-            pairs.append((step, change))
+        curvature = float(step @ change)
+        if curvature > 1e-12 * np.linalg.norm(step) * np.linalg.norm(change):
+            pairs.append((step, change, curvature))
             del pairs[:-PAIRS]
         fall = trial.value - moved.value
         trial, gradient = moved, after
@@ -148,21 +150,11 @@ def _minimise(
             return
 
 
-def _direction(pairs: list[tuple[Array, Array]], gradient: Array) -> Array:
-    """Two-loop recursion of L-BFGS (Nocedal 1980, Math. Comp. 35), no component longer than LONGEST."""
-    rest = -gradient
-    shares = []
-    for step, change in reversed(pairs):
-        share = float(step @ rest) / float(step @ change)
-        rest = rest - share * change
-        shares.append(share)
-    if pairs:
-        step, change = pairs[-1]
-        rest *= float(step @ change) / float(change @ change)
-    else:
+def _direction(pairs: list[Pair], gradient: Array) -> Array:
+    """The step of L-BFGS, no component longer than LONGEST; short where nothing is known yet."""
+    rest = quasi_newton(pairs, -gradient, np.copy)
+    if not pairs:
         rest *= 0.1 / max(float(np.abs(rest).max(initial=0.0)), 1e-12)
-    for (step, change), share in zip(pairs, reversed(shares), strict=True):
-        rest += (share - float(change @ rest) / float(step @ change)) * step
     longest = float(np.abs(rest).max(initial=0.0))
     return rest * (LONGEST / longest) if longest > LONGEST else rest
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lipmodel.backends.native.barrier import Metric, factor_metric
-from lipmodel.backends.native.chain import Array, Status
+from lipmodel.backends.native.chain import Array, Status, relative_gap
 
 ACCEPTED = (4.5, 1.5, 0.9)  # decrements that a prediction may have; the next where one before gets nowhere
 AIM, POOR = 2.0, 1.1  # the decrement that strides aim at, and the one below which another attempt is made to get there
@@ -128,10 +128,7 @@ class _Run:
 
     def gap(self) -> float:
         """Relative gap on the bound."""
-        if self.lower >= self.value:
-            return 0.0
-        ratio = max(self.lower, 0.0) / self.value if self.value > 0.0 else 0.0
-        return 1 - (math.sqrt(ratio) if self.barrier.root else ratio)
+        return relative_gap(self.lower, self.value, root=self.barrier.root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

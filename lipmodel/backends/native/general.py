@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lipmodel.backends.native.blocks import BlockBarrier
-from lipmodel.backends.native.chain import Array, Status, shift
-from lipmodel.backends.native.core import NARROW, single_thread
+from lipmodel.backends.native.chain import SHARES, Array, Status, relative_gap, shift, widened_slopes
+from lipmodel.backends.native.core import single_thread
 from lipmodel.backends.native.follower import Outcome, Progress
 from lipmodel.backends.native.launch import Launch, launched
 from lipmodel.backends.native.memory import memory_limit
@@ -20,9 +20,6 @@ from lipmodel.backends.native.program import NO_SIGNAL, Blocks, Program, compres
 from lipmodel.backends.native.pruning import NOTHING, Pruned, embedded, pruned
 from lipmodel.backends.native.structure import Structure, structure_of
 from lipmodel.backends.native.units import scaled
-
-SHARES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0)
-"""How far the result is moved towards the start, until it is feasible in the original numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,12 +100,11 @@ def _solve(
         both = [float(shift(np.array(start.objective(v)), power)) for v in (value, best.lower)]
         if normal is not None:
             both = [normal.objective(v) for v in both]
-        ratio = min(max(best.lower, 0.0) / value, 1.0) if value > 0.0 else float(best.lower >= value)
         progress = Progress(
             iteration=best.iterations,
             value=both[0],
             lower=both[1],
-            gap=1 - (math.sqrt(ratio) if start.barrier.root else ratio),
+            gap=relative_gap(best.lower, value, root=start.barrier.root),
             elapsed=time.monotonic() - began,
             solution=lambda: _restored(program, whole, small, start, best, normal),
         )
@@ -178,26 +174,14 @@ def _normalised(program: Program) -> _Normal | None:
 
 
 def _widened(program: Program, structure: Structure | None) -> tuple[Program, bool]:
-    """Slope intervals too narrow for double precision widened about their centre, which keeps feasible points feasible.
-
-    With c the centre and r the radius a neuron adds 2 t ((w - c v)^2 - r^2 v^2): a multiplier for a larger radius is
-    one for a smaller radius too, at the same t. A bound from below is not carried over.
-    """
-    if structure is None:
-        return program, False
+    """The program with the slopes of its activations widened where they are too narrow, and whether any were."""
     changed, rows = False, list(program.rows)
-    for g in structure.activations:
+    for g in () if structure is None else structure.activations:
         group = rows[g]
         low, high = np.minimum(group.alpha, group.beta), np.maximum(group.alpha, group.beta)
-        least = NARROW * np.maximum(np.abs(low), np.abs(high))
-        narrow = high - low < least
-        if narrow.any():
-            changed, centre = True, low + (high - low) / 2
-            rows[g] = replace(
-                group,
-                alpha=np.where(narrow, centre - least / 2, low),
-                beta=np.where(narrow, centre + least / 2, high),
-            )
+        low, high, narrow = widened_slopes(low, high)
+        if narrow:
+            changed, rows[g] = True, replace(group, alpha=low, beta=high)
     return (replace(program, rows=tuple(rows)) if changed else program), changed
 
 

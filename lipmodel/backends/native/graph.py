@@ -24,6 +24,7 @@ from lipmodel.backends.native.barrier import add_to_diagonal, cholesky
 from lipmodel.backends.native.chain import Array, Mask
 from lipmodel.backends.native.closed import users
 from lipmodel.backends.native.launch import Launch
+from lipmodel.backends.native.recursion import power_mean
 from lipmodel.backends.native.structure import Structure
 
 
@@ -215,26 +216,21 @@ class GraphRecursion:
         ball = 2 * (self.outer @ y) + self.fixed
         root = 1 / np.sqrt(ball)
         ends = (self.ends * root[:, None]) @ cover @ (self.ends * root[:, None]).T
-        if not np.all(np.isfinite(ends)):
+        mean = power_mean(ends, power)
+        if mean is None:
             return None
-        values, vectors = np.linalg.eigh(ends)
-        top = float(values[-1])
-        if not top > 0:
-            return None
-        ratios = np.maximum(values / top, 0.0)
-        powers = ratios**power
         cost = self.program.cost
-        level = float(np.log(cost[self.near] @ y[self.near])) + float(np.log(top))
+        level = float(np.log(cost[self.near] @ y[self.near])) + float(np.log(mean.top))
         if self.structure.duals:
             level += float(np.log(cost[self.far] @ y[self.far]))
-        value = level + float(np.log(powers.sum())) / power - weight * barrier
+        value = level + mean.excess - weight * barrier
         if not np.isfinite(value):
             return None
-        adjoint = (vectors * (ratios ** (power - 1) / (powers.sum() * top))) @ vectors.T
+        adjoint = (mean.vectors * mean.shares) @ mean.vectors.T
         if self.structure.duals:
-            y[self.far] *= top
+            y[self.far] *= mean.top
         else:
-            y[~self.far] *= top
+            y[~self.far] *= mean.top
         return Pass(
             x=x,
             y=y,

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg.blas import daxpy
 
 from lipmodel.backends.native.chain import SPARSE_DENSITY, Array, Exponents
+from lipmodel.backends.native.lbfgs import Pair, quasi_newton
 
 MEMORY = 8  # pairs of L-BFGS
 SMALLEST = 1e-4  # share of a step below which a line search gives up
@@ -199,11 +199,6 @@ def gradient(s: Signals, state: State) -> tuple[Array, Array]:
     return found, push
 
 
-def _add(rows: Array, share: float, others: Array) -> None:
-    """rows += share * others, both of them contiguous, without an array in between."""
-    daxpy(others.ravel(), rows.ravel(), a=share)
-
-
 def _tangent(s: Signals, factor: Array, vector: Array) -> Array:
     """The part of a vector along the spheres."""
     inner = np.einsum("ij,ij->i", vector, factor)
@@ -224,7 +219,7 @@ class Climb:
 
     s: Signals
     state: State
-    pairs: list[tuple[Array, Array, float]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     gradient: Array = field(init=False)
     push: Array = field(init=False)
     slope: Array = field(init=False)  # the gradient along the spheres
@@ -276,20 +271,9 @@ class Climb:
         return bool(after.f > 0) and math.isfinite(after.f)
 
     def _direction(self) -> Array:
-        """Two-loop recursion of L-BFGS (Nocedal 1980, Math. Comp. 35)."""
-        rest = self.slope.copy()
-        weights = []
-        for change, bend, curvature in reversed(self.pairs):
-            weight = float(np.vdot(change, rest)) / curvature
-            _add(rest, -weight, bend)
-            weights.append(weight)
-        rest /= self.metric
-        if self.pairs:
-            _, bend, curvature = self.pairs[-1]
-            rest *= curvature / float(np.vdot(bend, bend / self.metric))
-        for (change, bend, curvature), weight in zip(self.pairs, reversed(weights), strict=True):
-            _add(rest, weight - float(np.vdot(bend, rest)) / curvature, change)
-        return _tangent(self.s, self.state.factor, rest)
+        """Along the spheres, by the pairs so far."""
+        metric = self.metric
+        return _tangent(self.s, self.state.factor, quasi_newton(self.pairs, self.slope, lambda rows: rows / metric))
 
     def enlarge(self) -> None:
         """Twice the columns, to leave a point that is no maximum of a larger rank."""

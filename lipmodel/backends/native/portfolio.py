@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lipmodel.backends.native.ascent import Ascended, ascend
-from lipmodel.backends.native.chain import Array, Chain, Status
+from lipmodel.backends.native.chain import Array, Chain, Status, relative_gap
 from lipmodel.backends.native.descent import STAGES, Objective, improved, tightened
 from lipmodel.backends.native.elimination import chain_barrier
 from lipmodel.backends.native.follower import Barrier, Outcome, follow_path
@@ -138,8 +138,7 @@ class _Best:
         """The outcome of all, its multipliers at their best scale where there is time for it."""
         if outcome.status != "optimal" and self.objective is not None and time.monotonic() <= self.deadline:
             self.y = tightened(self.barrier, self.objective, self.y)
-        ratio = max(self.lower, 0.0) / self.value if self.value > 0.0 else 0.0
-        gap = 1 - (math.sqrt(ratio) if self.barrier.root else ratio)
+        gap = relative_gap(self.lower, self.value, root=self.barrier.root)
         status: Status = "optimal" if outcome.status == "inaccurate" and gap <= tol else outcome.status
         return replace(outcome, y=self.y, status=status)
 

@@ -13,6 +13,7 @@ recursion: where Y has the adjoint Z, G has (alpha + K C) Z (alpha + K C)', whic
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,34 @@ class Pass:
     kappa: Array
     layers: list[Layer]
     adjoint: Array  # R with R R' the adjoint of Y_L
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PowerMean:
+    """A smooth stand-in for the logarithm of the largest eigenvalue: (1 / power) log sum lambda^power.
+
+    top: the largest eigenvalue; excess: of the mean over its logarithm; vectors, shares: the gradient of the mean is
+    vectors diag(shares) vectors'.
+    """
+
+    top: float
+    excess: float
+    vectors: Array
+    shares: Array
+
+
+def power_mean(matrix: Array, power: float) -> PowerMean | None:
+    """Of a symmetric positive semidefinite matrix; None where it is not finite, or zero."""
+    if not np.all(np.isfinite(matrix)):
+        return None
+    values, vectors = np.linalg.eigh(matrix)
+    top = float(values[-1])
+    if not top > 0:
+        return None
+    ratios = np.maximum(values / top, 0.0)
+    total = float((ratios**power).sum())
+    shares = ratios ** (power - 1) / (total * top)
+    return PowerMean(top=top, excess=math.log(total) / power, vectors=vectors, shares=shares)
 
 
 class Recursion:
@@ -110,21 +139,15 @@ class Recursion:
             ends = ends.T @ ends
         else:
             ends = chain.output @ last.cover @ chain.output.T
-        if not np.all(np.isfinite(ends)):
+        mean = power_mean(ends, power)
+        if mean is None:
             return None
-        values, vectors = np.linalg.eigh(ends)
-        top = float(values[-1])
-        if not top > 0:
-            return None
-        ratios = np.maximum(values / top, 0.0)
-        powers = ratios**power
         price = 0.0 if chain.tied else float(np.log(chain.cost @ kappa))
-        level = price + float(np.log(top))
-        value = level + float(np.log(powers.sum())) / power - weight * barrier
+        level = price + float(np.log(mean.top))
+        value = level + mean.excess - weight * barrier
         if not np.isfinite(value):
             return None
-        shares = ratios ** (power - 1) / (powers.sum() * top)
-        adjoint = chain.output.T @ (vectors * np.sqrt(shares))
+        adjoint = chain.output.T @ (mean.vectors * np.sqrt(mean.shares))
         return Pass(x=x, value=value, level=level, weight=weight, kappa=kappa, layers=layers, adjoint=adjoint)
 
     def _gram(self, k: int, kappa: Array, layers: list[Layer]) -> Array:
