@@ -1,6 +1,9 @@
 """The conic program in geometric form: what general solvers and solver files receive.
 
-minimise  c'y   subject to   C_k + sum_j y_j A_kj  positive semidefinite,   G y + h >= 0,   E y + f = 0
+minimise  c'y   subject to   C_k + sum_j y_j A_kj  positive semidefinite,   G y + h >= 0,   E y + f = 0,
+                             A_k y + b_k  in second-order cones
+
+Its dual in standard form has the very same data, read by columns (`bridges/standard.py`).
 """
 
 from __future__ import annotations
@@ -37,8 +40,23 @@ class PsdBlock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SocBlock:
+    """matrix @ y + rhs in the cone {(t, w): t >= |w|_2} or, rotated, {(u, v, w): 2 u v >= |w|_2^2, u, v >= 0}.
+
+    matrix: CSR, (rows, n); rhs: (rows,).
+    """
+
+    matrix: Any
+    rhs: Array
+    rotated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConeProgram:
-    """cost: (n,); psd: matrix inequalities; G y + h >= 0 and E y + f = 0 with CSR matrices (rows, n)."""
+    """cost: (n,); psd: matrix inequalities; G y + h >= 0 and E y + f = 0 with CSR matrices (rows, n).
+
+    y begins with the entries of the model's variables in their order; what follows are auxiliary variables of bridges.
+    """
 
     model: Model
     cost: Array
@@ -48,6 +66,7 @@ class ConeProgram:
     ineq_rhs: Array
     eq: Any
     eq_rhs: Array
+    soc: tuple[SocBlock, ...] = ()
 
     @property
     def size(self) -> int:
