@@ -26,11 +26,11 @@ class _Windows:
     dilations: tuple[int, ...]
 
 
-def _windows(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> _Windows:
+def windows_of(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> _Windows:
     """The geometry that the attributes of a convolution or pooling node give."""
     d = len(spatial)
-    strides = _per_axis(node, "strides", d, 1)
-    dilations = _per_axis(node, "dilations", d, 1)
+    strides = per_axis(node, "strides", d, 1)
+    dilations = per_axis(node, "dilations", d, 1)
     reach = tuple((k - 1) * step + 1 for k, step in zip(kernel, dilations, strict=True))
     before, after = _padding(node, spatial, reach, strides)
     spans = [n + p + q - r for n, p, q, r in zip(spatial, before, after, reach, strict=True)]
@@ -47,7 +47,7 @@ def _windows(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> _
     return _Windows(output=tuple(output), strides=strides, before=before, after=after, dilations=dilations)
 
 
-def _per_axis(node: Node, name: str, d: int, default: int) -> tuple[int, ...]:
+def per_axis(node: Node, name: str, d: int, default: int) -> tuple[int, ...]:
     given = node.attributes.get(name)
     values = tuple(given) if given is not None else (default,) * d
     if len(values) != d or any(not 1 <= v <= MAX_TENSOR for v in values):
@@ -78,7 +78,7 @@ def _padding(
     return (small, large) if mode == "SAME_UPPER" else (large, small)
 
 
-def _spatial(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+def spatial_axes(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
     if not 3 <= len(shape) <= 5:
         node.refuse("shape", f"{node.op_type} takes one to three spatial axes, not a tensor of shape {shape}")
     return shape[2:]
@@ -93,7 +93,7 @@ def _guard(node: Node, *shapes: tuple[int, ...]) -> None:
 @register_operator("Conv")
 def _conv(node: Node) -> Value:
     x, kernel = node.computed(0), node.constant(1, "kernel")
-    spatial = _spatial(node, x.shape)
+    spatial = spatial_axes(node, x.shape)
     groups = int(node.attributes["group"])
     if len(kernel.shape) != len(x.shape) or 0 in kernel.shape:
         node.refuse("shape", f"a kernel of shape {kernel.shape} does not fit a tensor of shape {x.shape}")
@@ -103,7 +103,7 @@ def _conv(node: Node) -> Value:
     declared = node.attributes["kernel_shape"]
     if declared is not None and tuple(declared) != kernel.shape[2:]:
         node.refuse("attribute", f"kernel_shape is {declared}, the kernel has {list(kernel.shape[2:])}")
-    windows = _windows(node, spatial, kernel.shape[2:])
+    windows = windows_of(node, spatial, kernel.shape[2:])
     shape = (x.shape[0], kernel.shape[0], *windows.output)
     padded = tuple(n + p + q for n, p, q in zip(spatial, windows.before, windows.after, strict=True))
     _guard(node, shape, (*x.shape[:2], *padded))
@@ -129,9 +129,9 @@ def _conv(node: Node) -> Value:
 @register_operator("AveragePool")
 def _average_pool(node: Node) -> Value:
     x = node.computed(0)
-    spatial = _spatial(node, x.shape)
-    kernel = _per_axis(node, "kernel_shape", len(spatial), 1)
-    windows = _windows(node, spatial, kernel)
+    spatial = spatial_axes(node, x.shape)
+    kernel = per_axis(node, "kernel_shape", len(spatial), 1)
+    windows = windows_of(node, spatial, kernel)
     shape = (*x.shape[:2], *windows.output)
     padded = tuple(n + p + q for n, p, q in zip(spatial, windows.before, windows.after, strict=True))
     _guard(node, shape, (*x.shape[:2], *padded), kernel)
@@ -145,7 +145,7 @@ def _average_pool(node: Node) -> Value:
 @register_operator("GlobalAveragePool")
 def _global_average_pool(node: Node) -> Value:
     x = node.computed(0)
-    spatial = _spatial(node, x.shape)
+    spatial = spatial_axes(node, x.shape)
     d = len(spatial)
     window = window_sum(x.shape, (1,) * d, spatial, (1,) * d, (0,) * d, (1,) * d)
     return node.linear(x, Pool(window=window, count=valid_counts(window)), (*x.shape[:2], *(1,) * d))

@@ -85,10 +85,11 @@ Value = Computed | Fixed
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Builder:
-    """The graph under construction."""
+    """The graph under construction; shared: values that several handlers may want, by what they are."""
 
     graph: nx.MultiDiGraph = field(default_factory=nx.MultiDiGraph)
     computed: int = 0
+    shared: dict[tuple[Any, ...], Computed] = field(default_factory=dict)
 
     def add(self, name: str, op: Op, arguments: Sequence[str], shape: tuple[int, ...]) -> str:
         """Add a node fed by `arguments` in port order; the key is `name`, made unique."""
