@@ -24,7 +24,11 @@ Assurance = Literal["proved", "model", "numeric", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Wall-clock seconds of the stages; import_ is the reading and checking of the network."""
+    """Wall-clock seconds of the stages; import_ is the reading and checking of the network.
+
+    build, solve and certify are sums over the programs of a family: where these run in several processes, a stage may
+    take more seconds than total, which is the time from the beginning to the end. In JSON import_ is "import".
+    """
 
     import_: float = 0.0
     build: float = 0.0

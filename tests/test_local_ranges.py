@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from activation_cases import LIPSCHITZ, label
 from local_points import ORDER, Array, points, random_domain
-from test_witness import build
+from witness_networks import build
 
 import lipmodel as lm
 from lipmodel.activations import activation

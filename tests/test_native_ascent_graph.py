@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from test_native_structure import FORMULATIONS, dense, weighted
+from native_programs import FORMULATIONS, dense, weighted
 
 import lipmodel as lm
 from lipmodel.backends import backend

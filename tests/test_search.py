@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_witness import build
+from witness_networks import build
 
 from lipmodel.activations import activation
 from lipmodel.errors import UsageError

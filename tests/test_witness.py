@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import mpmath
-import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from witness_networks import (
+    PAIRS,
+    PIECEWISE,
+    Vector,
+    build,
+    check_rounded_down,
+    convolved,
+    difference,
+    rational,
+    squared_norm,
+    times,
+)
 
 from lipmodel.activations import activation
 from lipmodel.errors import NotLipschitz, Refuted, UsageError
@@ -22,93 +33,10 @@ from lipmodel.lower.balls import LONGEST, Balls, object_array, split_matrix
 from lipmodel.lower.scalar import pieces
 from lipmodel.lower.witness import Witness, evaluate_pair, pair_program, root_down, witness_ratio
 from lipmodel.network.conv import Conv
-from lipmodel.network.graph import Network, Source
 from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum
-from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear, Op, Part, elementwise
+from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear, Part, elementwise
 from lipmodel.network.sources import from_weights
-from lipmodel.spec import Norm, parse_outputs
-
-NORMS: tuple[Norm, ...] = ("1", "2", "inf")
-PAIRS = [(p, q) for p in NORMS for q in NORMS]
-Vector = list[Fraction]
-
-
-def build(nodes: Sequence[tuple[str, Op, Sequence[str]]], output: str) -> Network:
-    graph: Any = nx.MultiDiGraph()
-    sizes: dict[str, int] = {}
-    for name, op, arguments in nodes:
-        sizes[name] = op.output_size([sizes[a] for a in arguments])
-        graph.add_node(name, op=op, shape=(sizes[name],))
-        for port, a in enumerate(arguments):
-            graph.add_edge(a, name, key=port)
-    source = Source(path=None, sha256="", graph_inputs=(), graph_outputs=(), parameters=0, opset=None, producer="")
-    network = Network(graph=graph, input=nodes[0][0], output=output, source=source)
-    network.validate()
-    return network
-
-
-# --- An independent reference in rational arithmetic ------------------------------------------------------------------
-
-
-def rational(values: Any) -> Vector:
-    return [Fraction(float(v)) for v in np.ravel(values)]
-
-
-def times(matrix: Any, x: Vector) -> Vector:
-    return [sum((Fraction(float(a)) * b for a, b in zip(row, x, strict=True)), Fraction(0)) for row in matrix]
-
-
-def convolved(kernel: Any, shape: tuple[int, ...], stride: int, pad: int, x: Vector) -> Vector:
-    """One image, two dimensions, by the definition."""
-    _, channels, height, width = shape
-    outputs, _, k, _ = kernel.shape
-    rows, columns = ((n + 2 * pad - k) // stride + 1 for n in (height, width))
-    out = []
-    for o in range(outputs):
-        for i in range(rows):
-            for j in range(columns):
-                total = Fraction(0)
-                for c in range(channels):
-                    for a in range(k):
-                        for b in range(k):
-                            r, s = i * stride - pad + a, j * stride - pad + b
-                            if 0 <= r < height and 0 <= s < width:
-                                at = (c * height + r) * width + s
-                                total += Fraction(float(kernel[o, c, a, b])) * x[at]
-                out.append(total)
-    return out
-
-
-def squared_norm(x: Vector, norm: Norm) -> Fraction:
-    sizes = [abs(v) for v in x]
-    if norm == "2":
-        return sum((v * v for v in sizes), Fraction(0))
-    total = sum(sizes, Fraction(0)) if norm == "1" else max(sizes)
-    return total * total
-
-
-def check_rounded_down(ratio: float, change: Vector, step: Vector, p: Norm, q: Norm) -> None:
-    """The ratio is the largest double below the truth (or one beside it)."""
-    truth = squared_norm(change, q) / squared_norm(step, p)
-    assert Fraction(ratio) ** 2 <= truth
-    assert truth == 0 or Fraction(math.nextafter(math.nextafter(ratio, math.inf), math.inf)) ** 2 > truth
-
-
-def difference(a: Vector, b: Vector) -> Vector:
-    return [s - t for s, t in zip(a, b, strict=True)]
-
-
-PIECEWISE: list[tuple[Any, Callable[[Fraction], Fraction]]] = [
-    (activation("Relu"), lambda v: max(v, Fraction(0))),
-    (activation("LeakyRelu", alpha=0.01), lambda v: v if v > 0 else Fraction(0.01) * v),
-    (activation("LeakyRelu", alpha=-2.0), lambda v: v if v > 0 else -2 * v),
-    (activation("Abs"), abs),
-    (activation("Clip", min=-0.5, max=0.75), lambda v: min(max(v, Fraction(-1, 2)), Fraction(3, 4))),
-    (
-        activation("HardSigmoid", alpha=0.2, beta=0.5),
-        lambda v: min(max(Fraction(0.2) * v + Fraction(0.5), Fraction(0)), Fraction(1)),
-    ),
-]
+from lipmodel.spec import parse_outputs
 
 
 def random_points(rng: np.random.Generator, n: int) -> tuple[Any, Any]:
@@ -297,116 +225,6 @@ def test_smooth_networks_are_below_the_truth_and_close(act: Any, function: Calla
             truth = top / mpmath.norm([mpmath.mpf(float(s)) - float(t) for s, t in zip(x, y, strict=True)], 2)
             ratio = witness_ratio(network, x, y, "2", "2")
             assert ratio <= truth <= ratio * (1 + 1e-12)
-
-
-@pytest.mark.parametrize("name", ["Relu", "Tanh", "HardSigmoid"])
-def test_weights_known_to_a_radius(name: str) -> None:
-    """No admissible choice of weights gives less than the ratio; and little is lost although the steps are short."""
-    rng = np.random.default_rng(3)
-    first, second = rng.standard_normal((6, 4)), rng.standard_normal((3, 6))
-    scale, shift = rng.uniform(0.5, 2.0, 6), rng.standard_normal(6)
-    for size in (2.0**-47, 1e-4):
-        spread, blur = scale * size, np.abs(shift) * size
-
-        def network(values: Any, radius: Any, bias: Any, bias_radius: Any) -> Network:
-            return build(
-                [
-                    ("x", Input(shape=(4,)), []),
-                    ("first", Linear(map=Dense(weights=first)), ["x"]),
-                    (
-                        "norm",
-                        Linear(map=Diagonal(values=values, radius=radius), bias=bias, bias_radius=bias_radius),
-                        ["first"],
-                    ),
-                    ("act", elementwise(activation(name), 6), ["norm"]),
-                    ("y", Linear(map=Dense(weights=second)), ["act"]),
-                ],
-                "y",
-            )
-
-        x = rng.standard_normal(4)
-        y = x + 1e-6 * rng.standard_normal(4)
-        ratio = witness_ratio(network(scale, spread, shift, blur), x, y, "2", "2")
-        others = []
-        for _ in range(40):
-            sign, other = (rng.choice([-1.0, 1.0, 0.3], 6) * 0.9 for _ in range(2))
-            values, bias = scale + sign * spread, shift + other * blur
-            assert np.all(np.abs(values - scale) <= spread)
-            assert np.all(np.abs(bias - shift) <= blur)
-            others.append(witness_ratio(network(values, None, bias, None), x, y, "2", "2"))
-        assert ratio <= min(others)
-        assert ratio >= max(others) * (1 - (1e-5 if size < 1e-10 else 0.01))
-
-
-def blurred(scale: float, scale_radius: float, bias: float, bias_radius: float, name: str = "Relu") -> Network:
-    """x -> act(s x + b) with s and b known to a radius."""
-    diagonal = Diagonal(values=np.array([scale]), radius=np.array([scale_radius]))
-    affine = Linear(map=diagonal, bias=np.array([bias]), bias_radius=np.array([bias_radius]))
-    nodes: list[tuple[str, Op, Sequence[str]]] = [
-        ("x", Input(shape=(1,)), []),
-        ("affine", affine, ["x"]),
-        ("y", elementwise(activation(name), 1), ["affine"]),
-    ]
-    return build(nodes, "y")
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_blurred_weights_across_a_kink(swapped: bool) -> None:
-    """The least quotient over all admissible weights is known by hand."""
-
-    def ratio(network: Network, a: float, b: float) -> float:
-        ends = (np.array([b]), np.array([a])) if swapped else (np.array([a]), np.array([b]))
-        return witness_ratio(network, *ends, "2", "2")
-
-    # relu(s) - relu(-s) over 2, s >= 0.75; both points on one side; the slope of neither side is that of the pair
-    assert 0.375 * (1 - 1e-8) <= ratio(blurred(1.0, 0.25, 0.0, 0.0), -1.0, 1.0) <= 0.375
-    assert 0.75 * (1 - 1e-8) <= ratio(blurred(1.0, 0.25, 0.0, 0.0), 1.0, 2.0) <= 0.75
-    assert 0.75 * (1 - 1e-8) <= ratio(blurred(1.0, 0.25, 8.0, 0.5), 1.0, 2.0) <= 0.75
-    assert ratio(blurred(1.0, 0.25, -8.0, 0.5), 1.0, 2.0) == 0.0
-    # the bias decides where the kink is: (relu(0.3 s + b) - relu(0.1 s + b)) / 0.2 is least at s = 0.9, b = -0.2
-    assert ratio(blurred(1.0, 0.1, 0.0, 0.2), 0.1, 0.3) <= 0.35
-    assert ratio(blurred(1.0, 0.1, 0.0, 0.01), 0.1, 0.3) >= 0.9 * (1 - 1e-8)
-    # |s x + b| with b in [-1, 1] is even between the points for some b, so nothing is proved
-    assert ratio(blurred(1.0, 0.1, 0.0, 1.0, "Abs"), 0.1, 0.3) == 0.0
-    # |s x|: the difference of moduli, not the modulus of the difference
-    assert ratio(blurred(1.0, 0.25, 0.0, 0.0, "Abs"), -1.0, 1.0) == 0.0
-    assert ratio(blurred(1.0, 0.25, 0.0, 0.0, "Abs"), -1.0, 3.0) <= 0.375
-
-
-@pytest.mark.parametrize("seed", range(15))
-def test_blurred_weights_in_two_layers(seed: int) -> None:
-    """Long steps over many kinks: below what every sampled choice of admissible weights gives."""
-    rng = np.random.default_rng(seed)
-    first, second, third = (rng.standard_normal(s) for s in ((6, 3), (6, 6), (2, 6)))
-    scale, shift = rng.uniform(0.5, 2.0, (2, 6)), rng.standard_normal((2, 6))
-    size = (1e-2, 1e-3, 1e-4)[seed % 3]
-    name = ("Relu", "Abs", "Tanh")[seed // 3 % 3]
-
-    def network(values: Any, biases: Any, radius: float) -> Network:
-        blur = [(radius * scale[k], radius * np.abs(shift[k])) if radius else (None, None) for k in range(2)]
-        maps = [Diagonal(values=values[k], radius=blur[k][0]) for k in range(2)]
-        return build(
-            [
-                ("x", Input(shape=(3,)), []),
-                ("l1", Linear(map=Dense(weights=first)), ["x"]),
-                ("n1", Linear(map=maps[0], bias=biases[0], bias_radius=blur[0][1]), ["l1"]),
-                ("a1", elementwise(activation(name), 6), ["n1"]),
-                ("l2", Linear(map=Dense(weights=second)), ["a1"]),
-                ("n2", Linear(map=maps[1], bias=biases[1], bias_radius=blur[1][1]), ["l2"]),
-                ("a2", elementwise(activation(name), 6), ["n2"]),
-                ("y", Linear(map=Dense(weights=third)), ["a2"]),
-            ],
-            "y",
-        )
-
-    for step in (2.0, 1e-2):
-        x = rng.standard_normal(3)
-        y = x + step * rng.standard_normal(3)
-        ratio = witness_ratio(network(scale, shift, size), x, y, "2", "2")
-        for _ in range(12):
-            sign, other = (rng.choice([-0.99, 0.99], (2, 6)) for _ in range(2))
-            sample = network(scale * (1 + size * sign), shift + np.abs(shift) * size * other, 0.0)
-            assert ratio <= witness_ratio(sample, x, y, "2", "2")
 
 
 def test_a_kink_is_not_mistaken_for_two_slopes() -> None:

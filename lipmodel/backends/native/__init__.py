@@ -1,8 +1,9 @@
 """The native backend: a structure-exploiting solver for diagonal-multiplier programs of any shape.
 
 It reads the factors of a model (quadratic constraints, balls, couplings), not a network, and refuses, with the reason,
-what is not of its shape. Chains of layers have an elimination of their own; everything else, residual networks, tied
-multipliers and programs stated by hand among them, is eliminated block by block over its signals. NumPy and SciPy only.
+what is not of its shape. Chains of layers have an elimination of their own; everything else, residual networks, dead
+neurons, tied multipliers and programs stated by hand among them, is eliminated block by block over its signals. NumPy
+and SciPy only.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _graded(model: Model, point: Point, options: SolveOptions) -> Point:
 
 
 def _limits(options: SolveOptions) -> dict[str, Any]:
-    from lipmodel.backends.conic import check_options
+    from lipmodel.backends.settings import check_options
 
     limits = check_options(Native.name, options.native, {"max_iterations": 200, "memory": 0})
     limits |= {"tol": AIM * options.tol, "time_limit": options.time_limit}
@@ -106,7 +107,7 @@ def _solve_chain(chain: Any, options: SolveOptions) -> Point:
         values: Mapping[Variable, Array] = chain.values(found.t, found.eta, found.value)
         return values
 
-    found = solve_chain(chain.problem(), on_iterate=report, **_limits(options))
+    found = solve_chain(chain.problem, on_iterate=report, **_limits(options))
     return Point(
         values=of(found),
         termination=found.status,

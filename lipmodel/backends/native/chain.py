@@ -175,35 +175,14 @@ def split(chain: Chain, y: Array) -> tuple[list[Array], Array]:
     ) if chain.tied else tail
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pruning
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Alive:
-    """Which inputs and neurons lie on a path of nonzero weights: reached from the inputs, and reaching the output."""
-
-    reached: tuple[Mask, ...]  # layers 0..L
-    useful: tuple[Mask, ...]
-
-    @property
-    def both(self) -> tuple[Mask, ...]:
-        return tuple(a & b for a, b in zip(self.reached, self.useful, strict=True))
-
-
-def alive_neurons(problem: ChainProblem, weights: Sequence[Array]) -> Alive:
-    """Forward and backward reachability through exactly nonzero weights and slopes."""
-    patterns = [
-        (weight != 0) & ((low != 0) | (high != 0))[:, None]
-        for weight, low, high in zip(weights, problem.alpha, problem.beta, strict=True)
-    ]
-    reached: list[Mask] = [np.ones(weights[0].shape[1], dtype=bool)]
-    for pattern in patterns:
-        reached.append(pattern[:, reached[-1]].any(axis=1))
-    useful: list[Mask] = [(problem.output != 0).any(axis=0)]
-    for pattern in reversed(patterns):
-        useful.append(pattern[useful[-1]].any(axis=0))
-    return Alive(reached=tuple(reached), useful=tuple(reversed(useful)))
+def all_alive(problem: ChainProblem) -> bool:
+    """Whether every input and neuron lies on a path from the inputs to the output, of nonzero weights and slopes."""
+    connected = [bool(np.all((problem.output != 0).any(axis=0)))]
+    for weight, low, high in zip(problem.weights, problem.alpha, problem.beta, strict=True):
+        present = weight != 0
+        connected += [bool(np.all(present.sum(axis=axis) > 0)) for axis in (0, 1)]
+        connected.append(bool(np.all((low != 0) | (high != 0))))
+    return all(connected)
 
 
 def dense_weights(problem: ChainProblem) -> list[Array]:

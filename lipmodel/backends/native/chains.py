@@ -1,19 +1,17 @@
-"""Models that are chains of layers with a multiplier per neuron, read as `ChainProblem`: the fastest elimination."""
+"""Models that are chains of living layers with a multiplier per neuron, as `ChainProblem`: the fastest elimination."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.backends.native.chain import ChainProblem, all_alive
 from lipmodel.model.model import Model
 from lipmodel.model.terms import Factored
 from lipmodel.model.variables import Expression, Variable
-
-if TYPE_CHECKING:
-    from lipmodel.backends.native.chain import ChainProblem
 
 Array = np.ndarray[Any, Any]
 
@@ -26,28 +24,12 @@ class NotAChain(Exception):  # noqa: N818 - control flow: another form of elimin
 class ModelChain:
     """A model read as min c'eta subject to the chain's inequality with output slack one."""
 
-    activations: tuple[Any, ...]
-    output: Any
+    problem: ChainProblem
     t: tuple[Variable, ...]
     kappa: Variable
     sigma: Variable | None
     price_in: float
     price_out: float
-
-    @property
-    def input_norm(self) -> str:
-        return "2" if self.kappa.size == 1 else "inf"
-
-    def problem(self) -> ChainProblem:
-        from lipmodel.backends.native.chain import ChainProblem
-
-        return ChainProblem(
-            weights=tuple(_stored(next(iter(a.pre.blocks.values()))) for a in self.activations),
-            alpha=tuple(a.alpha for a in self.activations),
-            beta=tuple(a.beta for a in self.activations),
-            output=_stored(self.output, dense=True),
-            input_norm="2" if self.input_norm == "2" else "inf",
-        )
 
     def objective(self, value: float) -> float:
         """The model's objective where the constant's square is `value`; the free scale between both ends is optimal."""
@@ -78,7 +60,7 @@ def _stored(m: Any, *, dense: bool = False) -> Any:
 
 def read_chain(model: Model) -> ModelChain:
     """The chain behind a model. Raises NotAChain."""
-    if len(model.constraints) != 1 or len(model.matrix_constraints) != 1:
+    if len(model.constraints) != 1 or len(model.psd_forms) != 1:
         raise NotAChain("it has constraints besides one matrix inequality")
     by_kind: dict[str, list[Factored]] = {}
     for term in model.matrix_constraints[0].terms:
@@ -104,9 +86,17 @@ def read_chain(model: Model) -> ModelChain:
     if list(output.blocks) != [activations[-1].signal]:
         raise NotAChain("the output reads more than the last activation (a branch or a skip connection)")
     price_in, price_out = _prices(model, kappa, sigma)
+    problem = ChainProblem(
+        weights=tuple(_stored(next(iter(a.pre.blocks.values()))) for a in activations),
+        alpha=tuple(a.alpha for a in activations),
+        beta=tuple(a.beta for a in activations),
+        output=_stored(next(iter(output.blocks.values())), dense=True),
+        input_norm="2" if kappa.size == 1 else "inf",
+    )
+    if not all_alive(problem):
+        raise NotAChain("some of its inputs or neurons lie on no path to the output")
     return ModelChain(
-        activations=activations,
-        output=next(iter(output.blocks.values())),
+        problem=problem,
         t=t,
         kappa=kappa,
         sigma=sigma,

@@ -1,4 +1,4 @@
-"""Solve the diagonal-multiplier program of a chain: prune, scale, start, follow the path, put all back, check."""
+"""Solve the diagonal-multiplier program of a chain: scale, start, follow the path, put all back, check."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 
 from lipmodel.backends.native.chain import (
-    ABSENT,
     SHARES,
-    Alive,
     Array,
     Chain,
     ChainProblem,
     ChainSolution,
     Exponents,
-    Mask,
     Scaling,
     Status,
-    alive_neurons,
     dense_weights,
     exponents,
     relative_gap,
@@ -38,10 +34,6 @@ from lipmodel.backends.native.follower import Outcome, Progress
 from lipmodel.backends.native.memory import memory_limit
 from lipmodel.backends.native.portfolio import solved_chain
 from lipmodel.backends.native.start import Start, closed_form
-
-NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
-FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
-NOTHING = -120  # binary exponent of eta for a network that is constant
 
 
 def solve_chain(
@@ -58,8 +50,8 @@ def solve_chain(
     time_limit in seconds. memory: bytes, by default a share of what is available; where the path follower would take
     more, solvers that need less work alone. on_iterate is called once at the start, whenever a better point is known
     and once per iteration, and may return False to stop. KeyboardInterrupt is caught and returns the best point. BLAS
-    runs on one thread. Never raises on a valid problem: at worst the closed form of the start comes back. Neurons that
-    no input reaches, or that do not reach the output, get harmless multipliers.
+    runs on one thread. Never raises on a valid problem: at worst the closed form of the start comes back. Where not all
+    neurons are alive (`chain.all_alive`) no optimum is attained, and the value may be infinite.
     """
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
@@ -88,23 +80,11 @@ def _solve(
     memory: int,
     on_iterate: Callable[[Progress], bool | None] | None,
 ) -> ChainSolution:
-    tied = problem.input_norm == "2"
     weights = dense_weights(problem)
-    alive = alive_neurons(problem, weights)
-    keep = alive.both
-    if not keep[0].any():
-        t, eta = _embed(problem, weights, alive, None, np.zeros(0))
-        if not _feasible(problem, weights, t, eta):
-            return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
-        return _solution(problem, t, eta, 0.0, "optimal", 0)
-    slopes = [
-        widened_slopes(low[mask], high[mask])
-        for low, high, mask in zip(problem.alpha, problem.beta, keep[1:], strict=True)
-    ]
+    slopes = [widened_slopes(low, high) for low, high in zip(problem.alpha, problem.beta, strict=True)]
     alpha, beta = [low for low, _, _ in slopes], [high for _, high, _ in slopes]
     widened = any(narrow for _, _, narrow in slopes)
-    kept = [w[np.ix_(rows, columns)] for w, rows, columns in zip(weights, keep[1:], keep[:-1], strict=True)]
-    start = closed_form(kept, alpha, beta, problem.output[:, keep[-1]], tied=tied)
+    start = closed_form(weights, alpha, beta, problem.output, tied=problem.input_norm == "2")
     if start.y is None:
         return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
 
@@ -120,7 +100,7 @@ def _solve(
             lower=float(shift(np.array(best.lower), power)),
             gap=relative_gap(best.lower, value, root=True),
             elapsed=time.monotonic() - began,
-            solution=lambda: _restored(problem, weights, alive, start, best),
+            solution=lambda: _restored(problem, weights, start, best),
         )
         return on_iterate(progress) is not False
 
@@ -137,9 +117,9 @@ def _solve(
     if widened:
         outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
     try:
-        return _restored(problem, weights, alive, start, outcome)
+        return _restored(problem, weights, start, outcome)
     except KeyboardInterrupt:
-        return _restored(problem, weights, alive, start, replace(outcome, status="interrupted"))
+        return _restored(problem, weights, start, replace(outcome, status="interrupted"))
 
 
 def _power(start: Start) -> int:
@@ -148,9 +128,7 @@ def _power(start: Start) -> int:
     return 2 * start.scaling.output - level
 
 
-def _restored(
-    problem: ChainProblem, weights: list[Array], alive: Alive, start: Start, outcome: Outcome
-) -> ChainSolution:
+def _restored(problem: ChainProblem, weights: list[Array], start: Start, outcome: Outcome) -> ChainSolution:
     """The outcome in the original signals, raised or moved towards the start as little as makes it feasible there."""
     assert start.inside is not None
     lower = float(shift(np.array(outcome.lower), _power(start)))
@@ -161,7 +139,6 @@ def _restored(
         for point in (_lifted(start.chain, outcome.y, share), (1 - share) * outcome.y + share * start.inside):
             eta = np.broadcast_to(point[start.chain.neurons :], start.scaling.signals[0].shape)
             t, eta = unscale(start.scaling, split(start.chain, point)[0], eta)
-            t, eta = _embed(problem, weights, alive, t, eta)
             if _feasible(problem, weights, t, eta):
                 return _solution(problem, t, eta, lower, status, outcome.iterations)
     return _solution(problem, *_infinite(problem), lower, "inaccurate", outcome.iterations)
@@ -189,7 +166,7 @@ def _infinite(problem: ChainProblem) -> tuple[list[Array], Array]:
 
 
 def _feasible(problem: ChainProblem, weights: list[Array], t: Sequence[Array], eta: Array) -> bool:
-    """Block Cholesky of the whole inequality, dead neurons included, under a diagonal congruence by powers of two."""
+    """Block Cholesky of the whole inequality, under a diagonal congruence by powers of two."""
     if not all(np.all(np.isfinite(part)) and np.all(part > 0) for part in (*t, eta)):
         return False
     tied = problem.input_norm == "2"
@@ -202,69 +179,3 @@ def _feasible(problem: ChainProblem, weights: list[Array], t: Sequence[Array], e
     parts = [shift(tk, 2 * s) for tk, s in zip(t, signals[1:], strict=True)]
     parts.append(shift(eta, 2 * signals[0])[: 1 if tied else None])
     return elimination_order(chain).factorize(chain, np.concatenate(parts)) is not None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Dead neurons: their multipliers, from estimates of the diagonal of the matrix in binary exponents
-
-
-def _embed(
-    problem: ChainProblem, weights: list[Array], alive: Alive, t: Sequence[Array] | None, eta: Array
-) -> tuple[list[Array], Array]:
-    """Multipliers of all neurons from those of the living ones (None: there are none).
-
-    A neuron that does not reach the output only costs, at most (beta - alpha)^2 t / 2 W_j'W_j on its inputs: t is
-    negligible. A neuron that no input reaches is zero, and any t that outweighs what it feeds will do: t is large.
-    """
-    tied = problem.input_norm == "2"
-    keep = alive.both
-    levels: list[Exponents] = []  # binary exponents of eta, t_1, .., t_L
-    for mask in keep:
-        levels.append(np.zeros(mask.size, dtype=np.int64))
-    if t is None:
-        levels[0][:] = NOTHING
-    elif tied:
-        levels[0][:] = int(exponents(eta[:1])[0])
-    else:
-        levels[0][keep[0]] = exponents(eta)
-        levels[0][~keep[0]] = int(levels[0][keep[0]].max()) - NEGLIGIBLE - int(keep[0].size).bit_length()
-    for k, weight in enumerate(weights, start=1):
-        if t is not None:
-            levels[k][keep[k]] = exponents(t[k - 1])
-        useless = alive.reached[k] & ~alive.useful[k]
-        if useless.any():
-            room = np.where(keep[k - 1] | (k == 1), NEGLIGIBLE, 8) + weight.shape[0].bit_length()
-            entries = exponents(weight[useless])
-            steep = 2 * _steepness(problem, k)[useless]
-            usable = (entries != ABSENT) & alive.reached[k - 1]
-            bound = np.where(usable, (levels[k - 1] - room)[None, :] - 2 * entries, 1 << 40).min(axis=1)
-            levels[k][useless] = bound - steep
-    for k in range(len(weights), 0, -1):
-        unreached = ~alive.reached[k]
-        if not unreached.any():
-            continue
-        if k == len(weights):
-            entries = 2 * exponents(problem.output[:, unreached])
-            firm = np.full(entries.shape[0], FIRM)
-        else:
-            fed = levels[k + 1] + 2 * _steepness(problem, k + 1)
-            entries = 2 * exponents(weights[k][:, unreached]) + fed[:, None]
-            firm = np.where(alive.reached[k + 1], FIRM, 8)
-        fan = entries.shape[0].bit_length()
-        need = (entries + firm[:, None] + fan).max(axis=0)
-        levels[k][unreached] = np.where(need < ABSENT // 2, 0, need)
-    full = [shift(np.ones(level.size), level) for level in levels]
-    if t is not None:
-        full[0] = np.full(keep[0].size, eta[0]) if tied else _placed(full[0], keep[0], eta)
-        full[1:] = [_placed(values, mask, tk) for values, mask, tk in zip(full[1:], keep[1:], t, strict=True)]
-    return full[1:], full[0]
-
-
-def _placed(values: Array, mask: Mask, living: Array) -> Array:
-    values[mask] = living
-    return values
-
-
-def _steepness(problem: ChainProblem, layer: int) -> Exponents:
-    """Binary exponent of the largest slope of every neuron of a layer (1..L)."""
-    return exponents(np.maximum(np.abs(problem.alpha[layer - 1]), np.abs(problem.beta[layer - 1])))

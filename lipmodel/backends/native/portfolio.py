@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lipmodel.backends.native.ascent import Ascended, ascend
-from lipmodel.backends.native.chain import Array, Chain, Status, relative_gap
+from lipmodel.backends.native.chain import Array, Chain
 from lipmodel.backends.native.descent import STAGES, Objective, improved, tightened
 from lipmodel.backends.native.elimination import chain_barrier
 from lipmodel.backends.native.follower import Barrier, Outcome, follow_path
@@ -134,13 +134,11 @@ class _Best:
         )
         return self.settle(found)
 
-    def finished(self, outcome: Outcome, tol: float) -> Outcome:
+    def finished(self, outcome: Outcome) -> Outcome:
         """The outcome of all, its multipliers at their best scale where there is time for it."""
         if outcome.status != "optimal" and self.objective is not None and time.monotonic() <= self.deadline:
             self.y = tightened(self.barrier, self.objective, self.y)
-        gap = relative_gap(self.lower, self.value, root=self.barrier.root)
-        status: Status = "optimal" if outcome.status == "inaccurate" and gap <= tol else outcome.status
-        return replace(outcome, y=self.y, status=status)
+        return replace(outcome, y=self.y)
 
 
 def solved_chain(
@@ -153,7 +151,7 @@ def solved_chain(
     """
     best = _Best(barrier=chain_barrier(chain), objective=Recursion(chain), y=y, deadline=deadline, tell=report)
     try:
-        return best.finished(_chain_outcome(chain, best, tol, max_iterations, memory), tol)
+        return best.finished(_chain_outcome(chain, best, tol, max_iterations, memory))
     except KeyboardInterrupt:
         return replace(best.outcome(), status="interrupted")
     except (MemoryError, np.linalg.LinAlgError):
@@ -210,7 +208,7 @@ def solved_program(
             outcome = best.follow(tol=tol, max_iterations=max_iterations, fade=fade, target=ZERO * best.value)
         if outcome.status == "inaccurate":
             outcome = best.descend(LAST)
-        return best.finished(outcome, tol)
+        return best.finished(outcome)
     except KeyboardInterrupt:
         return replace(best.outcome(), status="interrupted")
     except (MemoryError, np.linalg.LinAlgError):

@@ -16,7 +16,7 @@ from lipmodel.backends.native.chain import ABSENT, Array, Exponents, Mask, expon
 from lipmodel.backends.native.program import NO_SIGNAL, Program, Rows, without_signals
 
 NEGLIGIBLE = 40  # binary orders by which what is useless stays below what matters
-FIRM = 60  # binary orders by which a neuron that no input reaches is held above what it feeds
+FIRM = 30  # the same for a neuron that no input reaches above what it feeds: more would magnify errors of its weights
 MODEST = 8  # the same between neurons that are dead alike
 NOTHING = -120  # binary exponent of what remains of a program in which nothing matters
 UNSET = 1 << 40

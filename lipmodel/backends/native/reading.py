@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from lipmodel.backends.native.chain import Array, Exponents
+from lipmodel.backends.native.chain import Array, Exponents, shift
 from lipmodel.backends.native.program import NO_SIGNAL, Blocks, Program, Rows, compressed, plain_rows
+from lipmodel.backends.native.units import binary_exponents
 from lipmodel.model.terms import Factored
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class NotReadable(Exception):  # noqa: N818 - why a model is not of the shape th
 
 def form_of(model: Model) -> QuadraticForm:
     """The one matrix constraint of a model of the right shape. Raises NotReadable; reads no matrix."""
-    if len(model.constraints) != 1 or len(model.matrix_constraints) != 1:
+    if len(model.constraints) != 1 or len(model.psd_forms) != 1:
         raise NotReadable("it has constraints besides one matrix inequality")
     form = model.matrix_constraints[0]
     for term in form.terms:
@@ -210,17 +211,18 @@ def _common_rows(left: Blocks, right: Blocks, count: int) -> tuple[Blocks, Array
     if not right:
         return left, one, zero
     tops = [np.max([np.abs(m).max(axis=1) for m in side.values()], axis=0) for side in (left, right)]
-    units = [np.where(top > 0.0, 1.0 / np.where(top > 0.0, top, 1.0), 0.0) for top in tops]
+    units = [binary_exponents(top) for top in tops]
     product, squares = np.zeros(count), [np.zeros(count), np.zeros(count)]
     for s in set(left) | set(right):
-        l, r = (side[s] * unit[:, None] if s in side else None for side, unit in zip((left, right), units, strict=True))
+        sides = zip((left, right), units, strict=True)
+        l, r = (shift(side[s], -unit[:, None]) if s in side else None for side, unit in sides)
         for i, part in enumerate((l, r)):
             squares[i] += 0.0 if part is None else np.einsum("ij,ij->i", part, part)
         product += 0.0 if l is None or r is None else np.einsum("ij,ij->i", l, r)
     take = tops[1] >= tops[0]  # m = r in these rows, else l
-    bases = [np.where(take, squares[1], squares[0]), np.where(take, tops[1], tops[0])]
-    ratio = np.where(bases[0] > 0.0, product / np.where(bases[0] > 0.0, bases[0], 1.0), 0.0)
-    ratio = ratio * np.where(take, tops[0], tops[1]) / np.where(bases[1] > 0.0, bases[1], 1.0)
+    square = np.where(take, squares[1], squares[0])
+    ratio = np.where(square > 0.0, product / np.where(square > 0.0, square, 1.0), 0.0)
+    ratio = shift(ratio, np.where(take, units[0] - units[1], units[1] - units[0]))
     base: Blocks = {}
     for s in sorted(set(left) | set(right)):
         l = left.get(s, np.zeros((1, 1)))
