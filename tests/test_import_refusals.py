@@ -135,11 +135,11 @@ def test_refused(case: str) -> None:
 
 def test_all_reasons_are_given_at_once() -> None:
     nodes = [
-        node("Softmax", ["x"], ["a"], name="first"),
+        node("Hardmax", ["x"], ["a"], name="first"),
         node("Relu", ["a"], ["b"], name="harmless"),
         node("LpNormalization", ["b"], ["c"], name="second"),
         node("Gemm", ["x", "w"], ["d"], name="third"),
-        node("Floor", ["d"], ["e"], name="fourth"),
+        node("ArgMax", ["d"], ["e"], name="fourth"),
         node("Sum", ["c", "e"], ["y"], name="last"),
     ]
     with pytest.raises(RefusedInput) as error:

@@ -23,7 +23,7 @@ from onnx import TensorProto, numpy_helper
 from lipmodel.errors import Reason, RefusedInput
 from lipmodel.network.conv import Conv, Pool
 from lipmodel.network.graph import Network
-from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum
+from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum, Transposed
 from lipmodel.network.onnx_activations import OWN_DOMAIN
 from lipmodel.network.onnx_file import FLOAT_TYPES, OnnxFile, constant_key, decode
 from lipmodel.network.ops import Add, Elementwise, Input, Linear, Op
@@ -225,6 +225,8 @@ def _modulus(map: LinearMap) -> LinearMap:
         return Sparse(weights=abs(map.weights))
     if isinstance(map, Conv):
         return replace(map, kernel=np.abs(map.kernel), radius=None)
+    if isinstance(map, Transposed):
+        return Transposed(map=_modulus(map.map))
     if isinstance(map, Composition):
         return Composition(factors=tuple(_modulus(f) for f in map.factors))
     if isinstance(map, Sum):

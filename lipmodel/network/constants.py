@@ -6,7 +6,9 @@ computes from constants alone must not be rounded silently: every result has a p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,55 @@ def matmul(a: Enclosed, b: Enclosed) -> Enclosed:
     with np.errstate(over="ignore", invalid="ignore"):
         product = left @ right
     return Enclosed(values=product.center, radius=product.radius)
+
+
+def total(a: Enclosed, axes: tuple[int, ...]) -> Enclosed:
+    """The sum over some axes, which are kept with length 1."""
+    rest = [k for k in range(a.values.ndim) if k not in axes]
+    count = prod(a.shape[k] for k in axes)
+    kept = tuple(1 if k in axes else d for k, d in enumerate(a.shape))
+    index = np.arange(a.values.size).reshape(a.shape).transpose(*rest, *axes).reshape(prod(kept), count)
+    return matmul(a.take(index), Enclosed(values=np.ones((count, 1)))).reshaped(kept)
+
+
+def pointwise(function: Callable[..., Any], *operands: Enclosed) -> Enclosed:
+    """A function of balls (python-flint's arb, 256 bits), entry by entry of operands of one shape.
+
+    Not finite where the function is not defined.
+    """
+    from flint import ctx
+
+    precision, ctx.prec = ctx.prec, 256
+    try:
+        found = [function(*entry) for entry in zip(*(_balls(x) for x in operands), strict=True)]
+        pairs = np.array([_nearest(ball) for ball in found], dtype=np.float64).reshape(-1, 2)
+    finally:
+        ctx.prec = precision
+    shape = operands[0].shape
+    radius = pairs[:, 1].reshape(shape).copy()
+    return Enclosed(values=pairs[:, 0].reshape(shape).copy(), radius=radius if np.any(radius) else None)
+
+
+def _balls(x: Enclosed) -> list[Any]:
+    from flint import arb
+
+    radii = np.zeros(x.shape) if x.radius is None else x.radius
+    pairs = zip(x.values.ravel().tolist(), radii.ravel().tolist(), strict=True)
+    return [arb(v, r) if r else arb(v) for v, r in pairs]
+
+
+def _nearest(ball: Any) -> tuple[float, float]:
+    """A float and a radius, rounded up, that enclose a ball."""
+    from flint import arb
+
+    center = float(ball.mid())
+    if not np.isfinite(center):
+        return center, np.inf
+    distance = abs(ball - arb(center)).upper()
+    radius = float(distance)
+    while not arb(radius) >= distance:
+        radius = float(np.nextafter(radius, np.inf))
+    return center, radius
 
 
 def _radius(a: Enclosed, shape: tuple[int, ...]) -> Array:

@@ -221,6 +221,33 @@ class Diagonal(LinearMap):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Transposed(LinearMap):
+    """The transpose of a map that is not expanded (a transposed convolution)."""
+
+    map: LinearMap
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.map.shape
+        return (n, m)
+
+    @property
+    def entries(self) -> int:
+        return self.map.entries
+
+    def matvec(self, x: Array) -> Array:
+        return self.map.rmatvec(x)
+
+    def rmatvec(self, y: Array) -> Array:
+        return self.map.matvec(y)
+
+    def enclosure(self) -> MatrixEnclosure:
+        e = self.map.enclosure()
+        turned = [None if m is None else sp.csr_array(m.T) if sp.issparse(m) else m.T for m in (e.center, e.radius)]
+        return MatrixEnclosure(center=turned[0], radius=turned[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Composition(LinearMap):
     """factors[0] @ factors[1] @ ...: the last factor acts first."""
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lipmodel.errors import LipmodelError, NotLipschitz
-from lipmodel.network.onnx_ops import Node, Value, broadcast_shape, register_operator
+from lipmodel.network.onnx_folding import FUNCTIONS, fold_function
+from lipmodel.network.onnx_ops import Fixed, Node, Value, broadcast_shape, register_operator
 from lipmodel.network.ops import Elementwise, Part, elementwise
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def scalar_activation(node: Node, name: str, **params: float | str) -> Activatio
 
 
 def _unary(node: Node) -> Value:
+    if isinstance(node.value(0), Fixed) and node.op_type in FUNCTIONS:
+        return fold_function(node)
     params = {name: node.attributes[name] for name in _PARAMETERS[node.op_type]}
     x = node.computed(0)
     return node.elementwise(x, elementwise(scalar_activation(node, node.op_type, **params), x.size))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from functools import reduce
 from math import prod
 from typing import Any
@@ -19,6 +20,7 @@ from lipmodel.network.onnx_ops import (
     Fixed,
     Node,
     Value,
+    axis_of,
     broadcast_shape,
     flat,
     register_operator,
@@ -74,32 +76,73 @@ def fixed(node: Node, type: int, real: Enclosed) -> Fixed:
 
 def _real(node: Node, x: Fixed) -> Enclosed:
     if x.real is None:
-        node.refuse("dtype", "arithmetic on integers is not supported")
+        node.refuse("dtype", f"{node.op_type} of integers and floating-point tensors")
     return x.real
+
+
+def _of_integers(node: Node) -> Fixed | None:
+    """The result where all operands are integer constants, else None."""
+    values = [v for v in node.inputs if isinstance(v, Fixed) and v.whole is not None]
+    if not values or len(values) != len(node.inputs):
+        return None
+    wholes = [np.asarray(v.whole) for v in values]
+    if any(w.dtype == np.bool_ for w in wholes):
+        node.refuse("dtype", f"{node.op_type} of booleans")
+    broadcast_shape(*(w.shape for w in wholes))
+    if node.op_type == "Div" and np.any(wholes[1] == 0):
+        node.refuse("non-finite", "a division of integers by 0")
+    found = reduce(_INTEGER[node.op_type], [w.astype(object) for w in wholes[1:]], wholes[0].astype(object))
+    return integers(node, found if node.op_type != "Neg" else -found, values[0].type)
+
+
+def _truncated(a: Array, b: Array) -> Array:
+    """Division of integers, rounded towards zero."""
+    return np.asarray(np.sign(a) * np.sign(b) * (abs(a) // abs(b)), dtype=object)
+
+
+_INTEGER: dict[str, Callable[[Array, Array], Array]] = {
+    "Add": operator.add,
+    "Sum": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Neg": operator.mul,
+    "Div": _truncated,
+}
+
+
+def integers(node: Node, values: Array, type: int) -> Fixed:
+    """Python integers as an INT64 constant; a Refusal where they do not fit."""
+    flat = [int(v) for v in np.asarray(values, dtype=object).ravel().tolist()]
+    if any(not -(2**63) <= v < 2**63 for v in flat):
+        node.refuse("dtype", "arithmetic on integers overflows")
+    return Fixed(type=type, whole=np.array(flat, dtype=np.int64).reshape(np.shape(values)))
 
 
 @register_operator("Add")
 def _add(node: Node) -> Value:
-    return added(node, [node.real(0), node.real(1)])
+    return _of_integers(node) or added(node, [node.real(0), node.real(1)])
 
 
 @register_operator("Sum")
 def _sum(node: Node) -> Value:
-    return added(node, [node.real(port) for port in range(len(node.inputs))])
+    return _of_integers(node) or added(node, [node.real(port) for port in range(len(node.inputs))])
 
 
 @register_operator("Sub")
 def _sub(node: Node) -> Value:
-    return added(node, [node.real(0), negated(node, node.real(1), ".negated")])
+    return _of_integers(node) or added(node, [node.real(0), negated(node, node.real(1), ".negated")])
 
 
 @register_operator("Neg")
 def _neg(node: Node) -> Value:
-    return negated(node, node.real(0))
+    return _of_integers(node) or negated(node, node.real(0))
 
 
 @register_operator("Mul")
 def _mul(node: Node) -> Value:
+    found = _of_integers(node)
+    if found is not None:
+        return found
     a, b = node.real(0), node.real(1)
     if isinstance(a, Computed) and isinstance(b, Computed):
         node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
@@ -108,6 +151,9 @@ def _mul(node: Node) -> Value:
 
 @register_operator("Div")
 def _div(node: Node) -> Value:
+    found = _of_integers(node)
+    if found is not None:
+        return found
     a, b = node.real(0), node.real(1)
     if isinstance(b, Computed):
         node.refuse("non-lipschitz", "a quotient by a tensor that varies has no global Lipschitz constant")
@@ -162,9 +208,7 @@ def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha:
     shape = (*batch, a_at.shape[-2], b_at.shape[-1])
     factor = Enclosed(values=np.array(alpha))
     if isinstance(a, Fixed) and isinstance(b, Fixed):
-        if len(shape) != 2:
-            node.refuse("operator", "products of constants are supported for matrices only")
-        product = constants.matmul(_real(node, a).take(a_at), _real(node, b).take(b_at))
+        product = _product(_real(node, a), np.broadcast_to(a_at, (*batch, *a_at.shape[-2:])), _real(node, b), b_at)
         return scaled(node, fixed(node, widest(a.type, b.type), product), factor)
     if isinstance(a, Computed) and isinstance(b, Computed):
         node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
@@ -189,6 +233,20 @@ def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha:
     return scaled(node, y, factor, ".alpha")
 
 
+def _product(a: Enclosed, a_at: Array, b: Enclosed, b_at: Array) -> Enclosed:
+    """The products of constant matrices, batch by batch."""
+    batch = a_at.shape[:-2]
+    b_at = np.broadcast_to(b_at, (*batch, *b_at.shape[-2:]))
+    parts = [constants.matmul(a.take(a_at[k]), b.take(b_at[k])) for k in np.ndindex(batch)]
+    shape = (*batch, a_at.shape[-2], b_at.shape[-1])
+    if not parts:
+        return Enclosed(values=np.zeros(shape))
+    radius = None
+    if any(p.radius is not None for p in parts):
+        radius = np.stack([np.zeros(p.shape) if p.radius is None else p.radius for p in parts]).reshape(shape)
+    return Enclosed(values=np.stack([p.values for p in parts]).reshape(shape), radius=radius)
+
+
 def _matrix(node: Node, at: Array, weights: Enclosed, shape: tuple[int, ...], columns: int) -> LinearMap:
     """The matrix whose row (..., i, j) has weights[..., i, j, k] in column at[..., i, j, k]; shape (..., M, N, K)."""
     rows, terms = prod(shape[:-1]), shape[-1]
@@ -208,6 +266,47 @@ def _matrix(node: Node, at: Array, weights: Enclosed, shape: tuple[int, ...], co
         return matrix
 
     return Sparse(weights=csr(weights.values), radius=None if weights.radius is None else csr(weights.radius))
+
+
+def reduced_axes(node: Node, rank: int) -> list[int]:
+    """The axes of a reduction, in order: an attribute, or an input in later operator sets; all where none is given."""
+    axes = node.attributes.get("axes")
+    if axes is None and node.has(1):
+        axes = node.whole_numbers(1, "list of axes")
+    if axes is None or not len(axes):
+        axes = [] if node.attributes.get("noop_with_empty_axes", 0) else range(rank)
+    return sorted({axis_of(int(a), rank) for a in axes})
+
+
+def _reduce(node: Node) -> Value:
+    """ReduceSum and ReduceMean."""
+    x = node.value(0)
+    axes, keep = reduced_axes(node, len(x.shape)), bool(node.attributes["keepdims"])
+    if not axes:
+        return x
+    kept = tuple(1 if k in axes else d for k, d in enumerate(x.shape))
+    shape = kept if keep else tuple(d for k, d in enumerate(x.shape) if k not in axes)
+    if isinstance(x, Fixed) and x.whole is not None:
+        total = np.asarray(x.whole).astype(object).sum(axis=tuple(axes)).reshape(shape)
+        if node.op_type == "ReduceMean":
+            node.refuse("dtype", "ReduceMean of integers")
+        return integers(node, np.asarray(total, dtype=object), x.type)
+    x = node.real(0)
+    count = prod(x.shape[k] for k in axes)
+    part = constants.reciprocal(Enclosed(values=np.array(float(count))))
+    mean = node.op_type == "ReduceMean"
+    if isinstance(x, Fixed):
+        summed = fixed(node, x.type, constants.total(_real(node, x), tuple(axes)).reshaped(shape))
+        return scaled(node, summed, part) if mean else summed
+    places = np.broadcast_to(np.arange(prod(kept)).reshape(kept), x.shape).ravel()
+    node.builder.reserve(x.size)
+    ones = sp.csr_array((np.ones(x.size), (places, np.arange(x.size))), shape=(prod(kept), x.size))
+    y = node.linear(x, Sparse(weights=ones), shape, suffix=".total" if mean else "")
+    return scaled(node, y, part) if mean else y
+
+
+register_operator("ReduceSum")(_reduce)
+register_operator("ReduceMean")(_reduce)
 
 
 @register_operator("BatchNormalization")
@@ -233,41 +332,11 @@ def normalisation(
     node: Node, gamma: Enclosed, beta: Enclosed, mean: Enclosed, variance: Enclosed, *, epsilon: float
 ) -> tuple[Enclosed, Enclosed]:
     """Enclosures of gamma / sqrt(variance + epsilon) and of beta - mean times that, per channel."""
-    from flint import arb, ctx
-
-    def balls(x: Enclosed) -> list[Any]:
-        radii = np.zeros(x.shape) if x.radius is None else x.radius
-        return [arb(v, r) if r else arb(v) for v, r in zip(x.values.tolist(), radii.tolist(), strict=True)]
-
-    factors, biases = [], []
-    precision, ctx.prec = ctx.prec, 256
-    try:
-        for g, b, m, v in zip(balls(gamma), balls(beta), balls(mean), balls(variance), strict=True):
-            total = v + arb(epsilon)
-            if not total > 0:
-                node.refuse("non-finite", "the variance plus epsilon is not positive")
-            factor = g / total.sqrt()
-            factors.append(_rounded(factor))
-            biases.append(_rounded(b - m * factor))
-    finally:
-        ctx.prec = precision
-    return _enclosed(factors), _enclosed(biases)
-
-
-def _rounded(ball: Any) -> tuple[float, float]:
-    """A float and a radius, rounded up, that enclose a ball."""
-    from flint import arb
-
-    center = float(ball.mid())
-    if not np.isfinite(center):
-        return center, np.inf
-    distance = abs(ball - arb(center)).upper()
-    radius = float(distance)
-    while not arb(radius) >= distance:
-        radius = float(np.nextafter(radius, np.inf))
-    return center, radius
-
-
-def _enclosed(pairs: list[tuple[float, float]]) -> Enclosed:
-    values, radius = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    return Enclosed(values=values.copy(), radius=radius.copy() if np.any(radius) else None)
+    total = constants.add(variance, Enclosed(values=np.array(epsilon)))
+    if not np.all(total.values - (0.0 if total.radius is None else total.radius) > 0.0):
+        node.refuse("non-finite", "the variance plus epsilon is not positive")
+    added_epsilon = np.full(variance.shape, epsilon)
+    parts = (gamma, variance, Enclosed(values=added_epsilon))
+    factor = constants.pointwise(lambda g, v, e: g / (v + e).sqrt(), *parts)
+    bias = constants.pointwise(lambda b, m, g, v, e: b - m * (g / (v + e).sqrt()), beta, mean, *parts)
+    return factor, bias

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lipmodel.errors import LipmodelError
 from lipmodel.network.conv import Conv, Pool, valid_counts
 from lipmodel.network.graph import Network
-from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum
+from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum, Transposed
 from lipmodel.network.onnx_activations import OWN_DOMAIN
 from lipmodel.network.onnx_file import FLOAT_TYPES
 from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear, Op
@@ -161,6 +161,8 @@ class _Writer:
             return self.emit("Mul", [x, self.tensor(map.values.reshape(1, -1), f"{name}.factor")], name)
         if isinstance(map, Conv) and not _rough(map.radius):
             return self.convolve(map, x, name)
+        if isinstance(map, Transposed) and isinstance(map.map, Conv) and not _rough(map.map.radius):
+            return self.convolve_back(map.map, x, name)
         if isinstance(map, Pool):
             return self.pool(map, x, name)
         if isinstance(map, Dense):
@@ -184,6 +186,27 @@ class _Writer:
         attributes = _geometry(map, name)
         y = self.emit("Conv", [inside, kernel], f"{name}.convolved", group=map.groups, **attributes)
         return self.reshape(y, (1, map.shape[0]), name)
+
+    def convolve_back(self, map: Conv, x: str, name: str) -> str:
+        """The transposed convolution."""
+        inside = self.reshape(x, map.output_shape, f"{name}.tensor")
+        kernel = self.tensor(map.kernel, f"{name}.kernel")
+        after, extra = [], []
+        for (m, s, k, d), p, n in zip(map._axes(), map.pads, map._spatial, strict=True):
+            rest = s * (m - 1) + (k - 1) * d + 1 - p - n
+            after.append(max(rest, 0))
+            extra.append(max(-rest, 0))
+        y = self.emit(
+            "ConvTranspose",
+            [inside, kernel],
+            f"{name}.convolved",
+            group=map.groups,
+            strides=list(map.strides),
+            dilations=list(map.dilations),
+            pads=[*map.pads, *after],
+            output_padding=extra,
+        )
+        return self.reshape(y, (1, map.shape[1]), name)
 
     def pool(self, map: Pool, x: str, name: str) -> str:
         window = map.window
@@ -316,4 +339,6 @@ def _numbers(map: LinearMap) -> list[Array]:
         return [map.weights.data]
     if isinstance(map, Diagonal):
         return [map.values]
+    if isinstance(map, Transposed):
+        return _numbers(map.map)
     return [map.kernel] if isinstance(map, Conv) else []

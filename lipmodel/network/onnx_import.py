@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 from lipmodel.errors import Reason, RefusedInput, UsageError
-from lipmodel.network import onnx_activations, onnx_arithmetic, onnx_conv, onnx_max, onnx_nodes, onnx_shapes
+from lipmodel.network import (
+    onnx_activations,
+    onnx_arithmetic,
+    onnx_conv,
+    onnx_folding,
+    onnx_max,
+    onnx_nodes,
+    onnx_resize,
+    onnx_shapes,
+    onnx_slices,
+)
 from lipmodel.network.check import check_against_runtime
 from lipmodel.network.graph import Network, Source, TensorInfo
 from lipmodel.network.linear import Selection, identity
@@ -44,7 +54,16 @@ __all__ = ["OPSETS", "load", "register_operator"]
 OPSETS = range(7, 24)
 """The operator sets that are read."""
 
-_HANDLERS = (onnx_activations, onnx_arithmetic, onnx_conv, onnx_max, onnx_shapes)
+_HANDLERS = (
+    onnx_activations,
+    onnx_arithmetic,
+    onnx_conv,
+    onnx_folding,
+    onnx_max,
+    onnx_resize,
+    onnx_shapes,
+    onnx_slices,
+)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

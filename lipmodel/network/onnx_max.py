@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from lipmodel.network.constants import Enclosed
 from lipmodel.network.linear import Diagonal, Selection, Sparse, identity
-from lipmodel.network.onnx_arithmetic import added, fixed
+from lipmodel.network.onnx_arithmetic import added, fixed, reduced_axes
 from lipmodel.network.onnx_conv import per_axis, spatial_axes, windows_of
 from lipmodel.network.onnx_ops import Computed, Fixed, Node, Value, axis_of, broadcast_shape, register_operator
 from lipmodel.network.ops import Add, Concat, Elementwise, Linear, elementwise
@@ -185,13 +185,7 @@ def _reduced(node: Node, axes: Sequence[int], *, keep: bool, least: bool) -> Val
 
 
 def _reduce(node: Node) -> Value:
-    rank = len(node.real(0).shape)
-    axes = node.attributes.get("axes")
-    if axes is None and node.has(1):
-        axes = node.integers(1, "list of axes")
-    if axes is None or not len(axes):
-        axes = [] if node.attributes.get("noop_with_empty_axes", 0) else range(rank)
-    chosen = sorted({axis_of(int(a), rank) for a in axes})
+    chosen = reduced_axes(node, len(node.real(0).shape))
     return _reduced(node, chosen, keep=bool(node.attributes["keepdims"]), least=node.op_type == "ReduceMin")
 
 
@@ -204,7 +198,7 @@ def _top_k(node: Node) -> Sequence[Value | None]:
     """The k largest (smallest) entries along an axis, in order; their indices move in jumps and are not supported."""
     x = node.computed(0)
     axis = axis_of(int(node.attributes["axis"]), len(x.shape))
-    count = int(node.attributes["k"]) if node.opset < 10 else _one(node.integers(1, "number of entries"), node)
+    count = int(node.attributes["k"]) if node.opset < 10 else _one(node.whole_numbers(1, "number of entries"), node)
     if not 0 < count <= x.shape[axis]:
         node.refuse("attribute", f"there are no {count} entries on an axis of {x.shape[axis]}")
     if not node.attributes.get("sorted", 1):

@@ -59,13 +59,22 @@ def unsupported(node: Any, functions: frozenset[tuple[str, str]]) -> Refusal:
     name = node.op_type if is_standard(node.domain) else f"{node.domain}::{node.op_type}"
     if (plain(node.domain), node.op_type) in functions:
         return Refusal("function", f"{name} is a function of the model", "inline the functions")
-    if is_standard(node.domain) and node.op_type in _CONTROL_FLOW:
-        return Refusal("control-flow", f"{name} is control flow")
-    if is_standard(node.domain) and node.op_type in _RANDOM:
-        return Refusal("stochastic", f"{name} is random")
-    if node.domain in ("", "ai.onnx", "ai.onnx.ml") and node.op_type in _DISCONTINUOUS:
+    if is_standard(node.domain):
+        return unsupported_operator(node.op_type)
+    if node.domain == "ai.onnx.ml" and node.op_type in _DISCONTINUOUS:
         return Refusal("non-lipschitz", f"{name} is discontinuous")
-    if is_standard(node.domain) and node.op_type in _UNBOUNDED:
+    return Refusal("operator", f"the operator {name} is not supported")
+
+
+def unsupported_operator(name: str) -> Refusal:
+    """Why a standard operator is refused, on a tensor that varies."""
+    if name in _CONTROL_FLOW:
+        return Refusal("control-flow", f"{name} is control flow")
+    if name in _RANDOM:
+        return Refusal("stochastic", f"{name} is random")
+    if name in _DISCONTINUOUS:
+        return Refusal("non-lipschitz", f"{name} is discontinuous")
+    if name in _UNBOUNDED:
         return Refusal("non-lipschitz", f"{name} has no global Lipschitz constant, and is not supported on a domain")
     return Refusal("operator", f"the operator {name} is not supported")
 

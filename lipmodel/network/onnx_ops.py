@@ -22,7 +22,7 @@ from lipmodel.network.ops import Constant, Elementwise, Linear, Op
 
 Array = np.ndarray[Any, Any]
 
-MAX_COMPUTED = 5 * 10**7
+MAX_COMPUTED = 2 * 10**8
 """The largest number of entries of all computed tensors together."""
 MAX_TENSOR = 10**7
 """The largest number of entries of one computed tensor."""
@@ -182,6 +182,15 @@ class Node:
         fixed = self.fixed(port, what)
         if fixed.type != TensorProto.INT64 or fixed.whole is None or fixed.whole.ndim > 1:
             self.refuse("attribute", f"the {what} must be a list of INT64, not {type_name(fixed.type)} {fixed.shape}")
+        return [int(v) for v in fixed.whole.ravel()]
+
+    def whole_numbers(self, port: int, what: str) -> list[int]:
+        """A constant input that is one integer or a list of them, of any integer type."""
+        fixed = self.fixed(port, what)
+        if fixed.whole is None or fixed.whole.dtype == np.bool_ or fixed.whole.ndim > 1:
+            self.refuse(
+                "attribute", f"the {what} must be a list of integers, not {type_name(fixed.type)} {fixed.shape}"
+            )
         return [int(v) for v in fixed.whole.ravel()]
 
     def add(self, op: Op, arguments: Sequence[Computed], shape: tuple[int, ...], suffix: str = "") -> Computed:

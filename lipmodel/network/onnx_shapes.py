@@ -191,22 +191,6 @@ def _transpose(node: Node) -> Value:
     return gathered(node, x, x.positions.transpose(order))
 
 
-@register_operator("Gather")
-def _gather(node: Node) -> Value:
-    x, indices = node.value(0), node.fixed(1, "index")
-    axis = axis_of(int(node.attributes["axis"]), len(x.shape))
-    if indices.whole is None or indices.whole.dtype != np.int64:
-        node.refuse("dtype", f"the index is {type_name(indices.type)}")
-    length = x.shape[axis]
-    if indices.whole.size and (indices.whole.min() < -length or indices.whole.max() >= length):
-        node.refuse("attribute", f"an index is outside the {length} entries of axis {axis}")
-    size = prod((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
-    if size == 0:
-        node.refuse("shape", "a Gather of no entries")
-    node.builder.reserve(size)
-    return gathered(node, x, np.take(x.positions, indices.whole % length, axis=axis))
-
-
 @register_operator("Concat")
 def _concat(node: Node) -> Value:
     values = [node.value(port) for port in range(len(node.inputs))]
