@@ -339,3 +339,14 @@ def test_transposed_convolutions_are_written_and_read_back(attributes: dict[str,
     again = load(tmp_path / "net.onnx", check=False)
     x = rng.standard_normal(network.input_size)
     assert np.array_equal(again.evaluate(x), network.evaluate(x))
+
+
+@pytest.mark.parametrize("power", [2.0, 3.0, -1.0, 0.5])
+def test_powers_of_constants_are_folded(power: float) -> None:
+    nodes = [node("Pow", ["w", "p"], ["c"]), node("Mul", ["x", "c"], ["y"])]
+    agrees(make(nodes, {"w": np.array([1.5, 2.0, 0.25, 3.0]), "p": np.array(power)}), rng_of(0))
+
+
+def test_a_cast_between_the_formats_of_16_bits_is_refused() -> None:
+    model = single("Cast", shape=(1, 3), type=TensorProto.FLOAT16, to=TensorProto.BFLOAT16)
+    assert "rounded from FLOAT16 to BFLOAT16" in refusal(model)

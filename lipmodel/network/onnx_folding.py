@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 
 MAX_BALLS = 10**6
 """Entries of a constant beyond which no ball arithmetic is done on it."""
+BALL = 100
+"""What a ball counts as among the constants of a file: it takes as long."""
 
 
 def whole(array: Any) -> Fixed:
@@ -202,6 +204,7 @@ def fold_function(node: Node) -> Fixed:
         node.refuse("dtype", f"{node.op_type} of {type_name(x.type)}")
     if x.size > MAX_BALLS:
         node.refuse("size-limit", f"{node.op_type} of {x.size} constants; the limit is {MAX_BALLS}")
+    node.file.constants.add(BALL * x.size)
     return fixed(node, x.type, constants.pointwise(FUNCTIONS[node.op_type], x.real))
 
 
@@ -214,15 +217,18 @@ def _pow(node: Node) -> Value:
     base, exponent = _all_fixed(node)
     shape = broadcast_shape(base.shape, exponent.shape)
     if base.whole is not None and exponent.whole is not None:
+        if exponent.size and not 0 <= np.asarray(exponent.whole).min() <= np.asarray(exponent.whole).max() <= 64:
+            node.refuse("dtype", "a power of integers that is not between 0 and 64")
         powers = np.asarray(base.whole).astype(object) ** np.asarray(exponent.whole).astype(object)
         return integers(node, np.broadcast_to(powers, shape), base.type)
     if base.real is None or prod(shape) > MAX_BALLS:
         node.refuse("dtype", f"a power of {type_name(base.type)} constants")
+    node.file.constants.add(BALL * prod(shape))
     power = exponent.real or Enclosed(values=np.asarray(exponent.whole).astype(np.float64))
     if power.radius is None and np.all(power.values == np.round(power.values)) and np.abs(power.values).max() <= 64:
         whole_power = np.broadcast_to(power.values, shape)
         real = constants.pointwise(
-            lambda x, y: x ** int(y.mid()), base.real.broadcast(shape), Enclosed(values=whole_power)
+            lambda x, y: x ** int(float(y.mid())), base.real.broadcast(shape), Enclosed(values=whole_power)
         )
     else:
         real = constants.pointwise(lambda x, y: x.pow(y), base.real.broadcast(shape), power.broadcast(shape))

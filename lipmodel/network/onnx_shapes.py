@@ -18,7 +18,6 @@ from lipmodel.network.onnx_ops import (
     axis_of,
     is_float,
     register_operator,
-    widest,
 )
 from lipmodel.network.ops import Concat
 
@@ -76,13 +75,23 @@ def _dropout(node: Node) -> Value:
     return node.value(0)
 
 
+_WIDENING = {
+    (TensorProto.FLOAT16, TensorProto.FLOAT),
+    (TensorProto.BFLOAT16, TensorProto.FLOAT),
+    (TensorProto.FLOAT16, TensorProto.DOUBLE),
+    (TensorProto.BFLOAT16, TensorProto.DOUBLE),
+    (TensorProto.FLOAT, TensorProto.DOUBLE),
+}
+"""Casts that change no number; between the formats of 16 bits both lose some."""
+
+
 @register_operator("Cast")
 def _cast(node: Node) -> Value:
     x, to = node.value(0), int(node.attributes["to"])
     if isinstance(x, Computed):
         if not is_float(to):
             node.refuse("non-lipschitz", f"a computed tensor is cast to {type_name(to)}, which is not continuous")
-        if widest(x.type, to) != to:
+        if x.type != to and (x.type, to) not in _WIDENING:
             node.refuse("dtype", f"a computed tensor is rounded from {type_name(x.type)} to {type_name(to)}")
         return Computed(node=x.node, shape=x.shape, type=to)
     return _cast_constant(node, x, to)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from lipmodel.network.constants import Enclosed, add
+from lipmodel.network.constants import Enclosed, add, multiply
+from lipmodel.network.conv import Conv
 from lipmodel.network.graph import Network
 from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, compose
 from lipmodel.network.ops import Linear
@@ -34,7 +36,8 @@ def drop_dead(network: Network) -> Network:
 def merge_affine(network: Network) -> Network:
     """With every affine node merged into its affine successor where that is its only use, and the product is free.
 
-    Free means that no product of weights is formed (selections, sign changes, biases added exactly).
+    Free means that no product of weights is formed (selections, sign changes, biases added exactly), but for a
+    convolution whose channels are scaled: its kernel is scaled instead, with the rounding as a radius.
     Requires nothing; ensures that no identity without bias is left, but for one that gives the input another shape.
     """
     graph: nx.MultiDiGraph = network.graph.copy()
@@ -78,7 +81,9 @@ def _bypass(graph: nx.MultiDiGraph, node: str, before: str) -> None:
 
 
 def _merged(outer: Linear, inner: Linear) -> Linear | None:
-    """outer after inner as one affine map, or None where that would multiply or round."""
+    """outer after inner as one affine map, or None where that would multiply (but for channels of a convolution)."""
+    if isinstance(inner.map, Conv) and isinstance(outer.map, Diagonal):
+        return _scaled_channels(outer, outer.map, inner, inner.map)
     map = _free_product(outer.map, inner.map)
     if map is None:
         return None
@@ -96,6 +101,30 @@ def _merged(outer: Linear, inner: Linear) -> Linear | None:
             return None
         bias = total
     return Linear(map=map) if bias is None else Linear(map=map, bias=bias.values, bias_radius=bias.radius)
+
+
+def _scaled_channels(outer: Linear, factors: Diagonal, inner: Linear, conv: Conv) -> Linear | None:
+    """A convolution whose channels are scaled, such as by a BatchNormalization: its kernel is, enclosed."""
+    shape = conv.output_shape
+    parts = [factors.values] if factors.radius is None else [factors.values, factors.radius]
+    channels = []
+    for part in parts:
+        each = part.reshape(shape[0], shape[1], -1)
+        if not np.all(each == each[:1, :, :1]):
+            return None
+        channels.append(each[0, :, 0])
+    like = (-1, *[1] * (conv.kernel.ndim - 1))
+    factor = Enclosed(values=channels[0].reshape(like), radius=channels[1].reshape(like) if len(channels) > 1 else None)
+    kernel = multiply(Enclosed(values=conv.kernel, radius=conv.radius), factor)
+    if not kernel.is_finite:
+        return None
+    bias = _enclosed(inner.bias, inner.bias_radius)
+    if bias is not None:
+        bias = multiply(bias, Enclosed(values=factors.values, radius=factors.radius))
+    own = _enclosed(outer.bias, outer.bias_radius)
+    total = bias if own is None else own if bias is None else add(bias, own)
+    map = replace(conv, kernel=np.ascontiguousarray(kernel.values), radius=kernel.radius)
+    return Linear(map=map) if total is None else Linear(map=map, bias=total.values, bias_radius=total.radius)
 
 
 def _free_product(outer: LinearMap, inner: LinearMap) -> LinearMap | None:

@@ -28,7 +28,7 @@ Matrix = LinearMap | MatrixEnclosure
 Bound = Fraction | float
 """A proved upper bound: a nonnegative rational, or math.inf where nothing is proved."""
 
-EXPANSION_LIMIT = 30_000_000
+EXPANSION_LIMIT = 5_000_000
 """Entries above which a composition or a sum is bounded part by part instead of being expanded."""
 SPECTRAL_LIMIT = 2000
 """The smaller dimension above which no spectral norm is proved."""
