@@ -231,5 +231,5 @@ def _pow(node: Node) -> Value:
             lambda x, y: x ** int(float(y.mid())), base.real.broadcast(shape), Enclosed(values=whole_power)
         )
     else:
-        real = constants.pointwise(lambda x, y: x.pow(y), base.real.broadcast(shape), power.broadcast(shape))
+        real = constants.pointwise(lambda x, y: x**y, base.real.broadcast(shape), power.broadcast(shape))
     return fixed(node, base.type, real)
