@@ -94,11 +94,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "result.append((e, _shifted(v, 2 * e + GRID_BITS - exponent) if full else 2 << GRID_BITS))",
     ): "what stands in a row of zeros: it is decoupled, and any positive diagonal entry does",
     (
-        "_is_used",
-        "return False",
-        "pass",
-    ): "a function that ends returns None, which is as false as False",
-    (
         "_factor",
         "if a >= b > j:",
         "if a >= b >= j:",
@@ -135,8 +130,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "a tile is a list of lists, or a list of numbers, throughout",
     (
         "_dense",
-        "if isinstance(tile[0], list):",
-        "if isinstance(tile[-1], list):",
+        "return tile if isinstance(tile[0], list) else "
+        "[[v if a == b else 0 for b in size] for a, v in enumerate(tile)]",
+        "return tile if isinstance(tile[-1], list) else "
+        "[[v if a == b else 0 for b in size] for a, v in enumerate(tile)]",
     ): "a tile is a list of lists, or a list of numbers, throughout",
     (
         "_shifted",

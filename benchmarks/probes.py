@@ -222,6 +222,13 @@ def faults() -> Iterator[Probe]:
         ({"pre": [{-1: [[1.0, 0.0], [0.0, 1.0]]}]}, {}, "block -1 of form 1"),
         ({"pre": [{}]}, {}, None),
     ]
+    uneven, one = "a group of activation 1 has not one", {"groups": [[7, 7]]}
+    cases += [(one, {}, None), ({"groups": [None]}, {"t": [[1.0, 2.0]]}, None), (one, {"t": [[1.0, 2.0]]}, uneven)]
+    cases += [({"groups": [[7, 8]]}, {"t": [[1.0, 2.0]]}, None), ({"groups": [[7]]}, {}, uneven)]
+    cases += [({"groups": [[7, 7, 7]]}, {}, uneven), ({"groups": [[]]}, {}, uneven)]
+    two: dict[str, Any] = {"t": [[0.5, 2.0], [0.375]], "g": [3.0, 0.25], "s": [1.0, 8.0]}
+    cases += [({**BENT, "groups": [None, [3]]}, two, None)]
+    cases += [({**one, "alpha": [[0.0, 0.5]]}, {}, uneven), ({**one, "beta": [[1.0, 0.5]]}, {}, uneven)]
     for number, (changes, multipliers, expected) in enumerate(cases):
         system = {**RELU, **changes}
         chosen = {**good, **multipliers}

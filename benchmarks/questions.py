@@ -78,6 +78,7 @@ def built(k: Any, system: dict[str, Any]) -> Any:
         alpha=tuple(map(tuple, system["alpha"])),
         beta=tuple(map(tuple, system["beta"])),
         output={j: block(k, b) for j, b in system["output"].items()},
+        groups=tuple(system.get("groups", ())),
     )
 
 

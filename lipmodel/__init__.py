@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "lipmodel.network.onnx_import",
+    "load": "lipmodel.network.doors",
     "from_weights": "lipmodel.network.sources",
     "Network": "lipmodel.network.graph",
     "IncrementSystem": "lipmodel.network.increments",
@@ -36,6 +36,8 @@ _PUBLIC = {
     "Variable": "lipmodel.model.variables",
     "Expression": "lipmodel.model.variables",
     "inner": "lipmodel.model.model",
+    "SecondOrder": "lipmodel.model.sets",
+    "RotatedSecondOrder": "lipmodel.model.sets",
     "NormExpression": "lipmodel.model.norm_expression",
     "Multipliers": "lipmodel.certify.lmi",
     "Result": "lipmodel.result",
@@ -44,6 +46,7 @@ _PUBLIC = {
     "export": "lipmodel.pipeline",
     "verify": "lipmodel.certify.verify",
     "register_backend": "lipmodel.backends",
+    "to_native": "lipmodel.backends",
     "LipmodelError": "lipmodel.errors",
     "UsageError": "lipmodel.errors",
     "RefusedInput": "lipmodel.errors",
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from lipmodel.activations import activation as activation
     from lipmodel.activations import register as register_activation  # noqa: F401
     from lipmodel.backends import register_backend as register_backend
+    from lipmodel.backends import to_native as to_native
     from lipmodel.certify.lmi import Multipliers as Multipliers
     from lipmodel.certify.verify import verify as verify
     from lipmodel.errors import BackendUnavailable as BackendUnavailable
@@ -83,12 +87,14 @@ if TYPE_CHECKING:
     from lipmodel.model.model import Model as Model
     from lipmodel.model.model import inner as inner
     from lipmodel.model.norm_expression import NormExpression as NormExpression
+    from lipmodel.model.sets import RotatedSecondOrder as RotatedSecondOrder
+    from lipmodel.model.sets import SecondOrder as SecondOrder
     from lipmodel.model.variables import Expression as Expression
     from lipmodel.model.variables import Variable as Variable
+    from lipmodel.network.doors import load as load
     from lipmodel.network.graph import Network as Network
     from lipmodel.network.increments import IncrementSystem as IncrementSystem
     from lipmodel.network.increments import increments as increments
-    from lipmodel.network.onnx_import import load as load
     from lipmodel.network.onnx_import import register_operator as register_operator
     from lipmodel.network.sources import from_weights as from_weights
     from lipmodel.pipeline import build as build

@@ -36,11 +36,13 @@ class Request:
 class Systems:
     """A network over a domain, as increments.
 
-    system: with the neurons that are affine on the domain eliminated; masked: with them left in, on a bounded domain.
+    system: with the neurons that are affine on the domain eliminated; masked: with them left in, on a bounded domain;
+    ranges: of the pre-activations, there.
     """
 
     system: IncrementSystem
     masked: IncrementSystem | None = None
+    ranges: Mapping[str, Any] | None = None
 
 
 def asked(
@@ -60,7 +62,7 @@ def systems(network: Network, domain: Domain, norm: str) -> Systems:
     ranges = ranges_over(network, domain, norm)
     system = local_increments(network, domain, ranges)
     masked = local_increments(network, domain, ranges, keep_stable=True)
-    return Systems(system=system, masked=masked)
+    return Systems(system=system, masked=masked, ranges=ranges)
 
 
 def make_request(

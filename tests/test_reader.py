@@ -13,10 +13,11 @@ from onnx_models import make, single
 from random_graphs import random_graph
 
 import lipmodel as lm
+from lipmodel.certify import evaluation, operators
 from lipmodel.certify.kernel import System
 from lipmodel.certify.reader import read
-from lipmodel.certify.source import READER, Source, source_of
-from lipmodel.certify.tape import Mismatch, Reading, Unreadable
+from lipmodel.certify.source import READER, source_of
+from lipmodel.certify.tape import Mismatch, Unreadable
 from lipmodel.errors import RefusedInput
 from lipmodel.families import Member, chosen_outputs, restricted
 from lipmodel.network import onnx_import, onnx_ops
@@ -26,15 +27,11 @@ from lipmodel.spec import Spec, parse_outputs
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
-def reading(network, rows=None) -> Reading:
-    source = network.source
-    content = network.model if network.model is not None else pathlib.Path(source.path).read_bytes()
-    return read(content, source.sha256, graph_input=source.graph_input, graph_output=source.graph_output, rows=rows)
-
-
-def part_of(found: Reading, system, row=None, column=None):
-    names, sizes = [a.name for a in system.activations], [a.size for a in system.activations]
-    return found.part(names, sizes, row=row, column=column)
+def part_of(network, system, row=None, column=None):
+    source = source_of(network, Spec())
+    if source.plain is None:
+        raise Unreadable(source.why)
+    return source._part(source.plain, system, row, column)
 
 
 def assert_within(own: System, other: System) -> bool:
@@ -72,17 +69,16 @@ def test_random_graphs_and_the_members_of_their_families():
         except RefusedInput:
             continue
         try:
-            found = reading(network)
+            assert_within(part_of(network, system).system(), exact_system(system))
         except Unreadable:
             continue
         read_ones += 1
-        assert_within(part_of(found, system).system(), exact_system(system))
         for row, column in ((0, None), (None, system.input.size - 1), (system.output.size - 1, 0)):
             row, column = (row if system.output.size > 1 else None), (column if system.input.size > 1 else None)
             member = restricted(system, Member(row=row, column=column, norms=("2", "2")))
             if member.activations or member.output.blocks:
                 compared += 1
-                assert_within(part_of(found, member, row, column).system(), exact_system(member))
+                assert_within(part_of(network, member, row, column).system(), exact_system(member))
     assert read_ones > 50
     assert compared > 120
 
@@ -143,26 +139,25 @@ LAYERS = [
 def test_single_operators(number):
     network = lm.load(LAYERS[number])
     system = increments(network)
-    assert_within(part_of(reading(network), system).system(), exact_system(system))
+    assert_within(part_of(network, system).system(), exact_system(system))
 
 
-def test_several_graph_inputs_and_outputs():
+def test_several_graph_inputs_and_outputs(tmp_path):
     nodes = [
         helper.make_node("Add", ["a", "b"], ["s"]),
         helper.make_node("Relu", ["s"], ["y"]),
         helper.make_node("Abs", ["a"], ["z"]),
     ]
     model = make(nodes, inputs={"a": (1, 3), "b": (1, 3)}, outputs=("y", "z"))
-    content = model.SerializeToString(deterministic=True)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
     for inputs, outputs in (("a", "y"), ("b", "y"), ("all", "all"), (["b", "a"], ["z", "y"])):
-        network = lm.load(model, graph_input=inputs, graph_output=outputs)
-        source = network.source
-        found = read(content, source.sha256, graph_input=source.graph_input, graph_output=source.graph_output)
+        network = lm.load(path, graph_input=inputs, graph_output=outputs)
         system = increments(network)
-        assert assert_within(part_of(found, system).system(), exact_system(system))
+        assert assert_within(part_of(network, system).system(), exact_system(system))
 
 
-def test_what_is_not_understood_is_named_and_the_importer_believed(tmp_path):
+def test_what_is_not_understood_is_named_and_the_importer_believed(tmp_path, monkeypatch):
     model = make(
         [helper.make_node("AveragePool", ["x"], ["h"], kernel_shape=[2]), helper.make_node("Relu", ["h"], ["y"])],
         shape=(1, 2, 4),
@@ -170,10 +165,25 @@ def test_what_is_not_understood_is_named_and_the_importer_believed(tmp_path):
     path = tmp_path / "pool.onnx"
     path.write_bytes(model.SerializeToString())
     result = lm.solve(str(path), "lipsdp-neuron", norm="2")
-    verdict = lm.verify(str(path), json.dumps(result.to_json()))
+    certificate = json.dumps(result.to_json())
+    assert lm.verify(str(path), certificate).read_by == READER
+    genuine = operators.OPERATORS["AveragePool"]
+
+    def broken(node):
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(operators.OPERATORS, "AveragePool", broken)
+    assert lm.verify(str(path), certificate).read_by == "the importer (the reader broke off: KeyError)"
+    monkeypatch.delitem(operators.OPERATORS, "AveragePool")
+    verdict = lm.verify(str(path), certificate)
     assert verdict.read_by == "the importer (the operator AveragePool)"
     assert verdict.to_json()["read_by"] == verdict.read_by
-    with pytest.raises(Unreadable, match="external data"):
+    monkeypatch.setitem(operators.OPERATORS, "AveragePool", genuine)
+    monkeypatch.setattr(evaluation, "doubles", broken)
+    assert lm.verify(str(path), certificate).read_by == (
+        f"{READER}; for the witness the importer (the reader broke off: KeyError)"
+    )
+    with pytest.raises(Unreadable, match="not those that the importer has read"):
         read(path.read_bytes(), "0" * 64)
 
 
@@ -216,17 +226,19 @@ def test_activations_that_the_importer_loses_or_mistakes(tmp_path, monkeypatch):
     path = dense_net(tmp_path)
     network = lm.load(path)
     system = increments(network)
-    found = reading(network)
-    with pytest.raises(Mismatch, match="3 or 3 or 3 neurons, not 2"):
-        found.part(["act"], [2])
+    source = source_of(network, Spec())
+    assert source.plain is not None
+    assert source.plain.part(["act"], {}).sizes == (3, 3)
+    with pytest.raises(Mismatch, match="'act' has 1 neurons more that matter"):
+        source.plain.part(["act"], {"act": np.array([0, 2])})
+    with pytest.raises(Mismatch, match="no such neurons"):
+        source.plain.part(["act"], {"act": np.array([0, 1, 2, 3])})
     with pytest.raises(Mismatch, match="no activation 'other'"):
-        found.part(["other"], [3])
+        source.plain.part(["other"], {})
     with pytest.raises(Mismatch, match="1 activations more: act"):
-        found.part([], [])
+        source.plain.part([], {})
     with pytest.raises(lm.Refuted, match=r"the importer finds the activations none; the reader says: it has 1 act"):
-        Source(reading=found).exact(
-            lm.load(single("Gemm", {"w": np.eye(3)}, shape=(1, 3))) and _linear(system), None, None
-        )
+        source.exact(_linear(system), None, None)
     genuine = onnx_ops.OPERATORS["Relu", ""]
 
     def flat(node):
@@ -267,7 +279,7 @@ def compare_shared(limit_bytes: int, limit_entries: int) -> tuple[int, int, list
             continue
         imported += 1
         try:
-            own = part_of(reading(network), system).system()
+            own = part_of(network, system).system()
         except Unreadable as reason:
             others.append(f"{name}: {reason}")
             continue

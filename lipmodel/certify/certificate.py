@@ -1,6 +1,7 @@
 """Certificates: what is written down so that a stranger can check a bound, and how it is read back, strictly.
 
-    certificate = {schema, network, claim, formulation, upper: proof | null, lower: witness | null, assumptions}
+    certificate = {schema, network, claim, formulation, upper: proof | null, lower: witness | null, assumptions,
+                   float_execution: {format, eps, statement} | null}
     proof = {rule: "lmi", norms, t, g, s, bound}                    multipliers of the quadratic-constraint inequality
           | {rule: "product", norms, spectral, bound}               the product rule; claimed spectral norms as hints
           | {rule: "masked-product", ...}   the same on a box or ball, neurons that are affine there left where they are
@@ -112,6 +113,7 @@ def certificate(
     lower_bound: float | None,
     lower: Mapping[str, Any] | None,
     assumptions: Sequence[Mapping[str, Any]],
+    float_execution: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The whole certificate."""
     return {
@@ -127,6 +129,7 @@ def certificate(
         "upper": None if upper is None else dict(upper),
         "lower": None if lower is None else dict(lower),
         "assumptions": [dict(a) for a in assumptions],
+        "float_execution": None if float_execution is None else dict(float_execution),
     }
 
 

@@ -25,8 +25,8 @@ from lipmodel.ranges.norms import EntryNorms, Matrix, root_up
 
 Array = np.ndarray[Any, Any]
 
-_SPARSE_PRODUCTS = 20_000_000
-"""Products of entries above which two matrices are multiplied as dense integer matrices, if these are not too large."""
+_SPARSE_PRODUCTS = 300_000
+"""Products of entries above which two matrices are multiplied as dense integer matrices, where that takes less time."""
 _DENSE_ENTRIES = 20_000_000
 _CHUNK = 2_000_000
 
@@ -58,12 +58,29 @@ class ExactEntries:
 def exact_entries(matrix: Matrix) -> ExactEntries:
     """The entries of a map or an enclosed matrix."""
     if isinstance(matrix, Composition):
+        if matrix.shape[0] < matrix.shape[1] and _is_exact(matrix):  # few rows stay few
+            return reduce(_before, matrix.factors[1:], exact_entries(matrix.factors[0]))
         last = exact_entries(matrix.factors[-1])
         return reduce(lambda right, left: _product(exact_entries(left), right), matrix.factors[-2::-1], last)
     if isinstance(matrix, Sum):
         return reduce(_sum, (exact_entries(term) for term in matrix.terms))
     enclosure = matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure()
     return _stored(enclosure.center, enclosure.radius)
+
+
+def _is_exact(matrix: Matrix) -> bool:
+    if isinstance(matrix, Composition | Sum):
+        return all(map(_is_exact, matrix.factors if isinstance(matrix, Composition) else matrix.terms))
+    return getattr(matrix, "radius", None) is None
+
+
+def _before(left: ExactEntries, matrix: Matrix) -> ExactEntries:
+    """The product of entries with a map, factor by factor and term by term."""
+    if isinstance(matrix, Composition):
+        return reduce(_before, matrix.factors, left)
+    if isinstance(matrix, Sum):
+        return reduce(_sum, (_before(left, term) for term in matrix.terms))
+    return _product(left, exact_entries(matrix))
 
 
 def exact_matrix(matrix: Matrix) -> ExactMatrix:
@@ -175,7 +192,8 @@ def _product(a: ExactEntries, b: ExactEntries) -> ExactEntries:
     first = np.searchsorted(b.rows, np.arange(k + 1))
     count = (first[1:] - first[:-1])[a.cols]
     done = np.concatenate([[0], np.cumsum(count)])
-    if done[-1] > _SPARSE_PRODUCTS and max(m * k, k * n, m * n) <= _DENSE_ENTRIES:
+    sizes = m * k, k * n, m * n
+    if done[-1] > max(_SPARSE_PRODUCTS, sum(sizes) + m * k * n // 200) and max(sizes) <= _DENSE_ENTRIES:
         return _from_dense(_to_dense(a) @ _to_dense(b))
     exact = a.rad is None and b.rad is None
     size = b.magnitude()

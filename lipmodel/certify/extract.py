@@ -32,6 +32,7 @@ def sound_point(model: Model, returned: Any) -> Point:
         objective=_finite(getattr(returned, "objective", None)),
         lower=_finite(getattr(returned, "lower", None)),
         message=str(getattr(returned, "message", "")),
+        plan=str(getattr(returned, "plan", "")),
     )
 
 
@@ -74,7 +75,7 @@ def extract(model: Model, system: IncrementSystem, values: Mapping[Variable, Arr
                 own.append(term)
                 continue
             weight = term.weight.value(values)
-            if rule.kind == "slope" and rule.subject.signal in t:
+            if rule.kind == "slope" and getattr(rule.subject, "signal", None) in t:
                 t[rule.subject.signal] -= 0.5 * weight
             elif rule.kind == "ball-input" and len(weight) == len(g):
                 g += weight

@@ -8,6 +8,7 @@ hence P positive semidefinite, is decided in integers. No bound is trusted that 
 
 for increments z = (x, w_1, ..., w_K) of a network, v_k = sum_j A_kj z_j, w_k = S_k v_k with S_k diagonal, its entries
 between alpha_k and beta_k, y = sum_j C_j z_j; multipliers t, g >= 0, s > 0; and P by blocks, the slack being the last
+(in a group of entries S_k is a matrix with (w - alpha v)'(beta v - w) >= 0 for their sum: t, alpha, beta are one there)
 
     (0, 0) = diag(g)   (k, k) = 2 diag(t_k)   (slack, slack) = diag(s)   (slack, j) = -C_j
     (k, j) -= diag((alpha_k + beta_k) t_k) A_kj          (i, j) += 2 A_ki' diag(alpha_k beta_k t_k) A_kj
@@ -129,7 +130,8 @@ class System:
     """A network in increments: signal 0 is the input, signal k >= 1 what activation k returns.
 
     sizes: n_0, ..., n_K. pre[k-1][j]: block A_kj, shape (n_k, n_j), j < k. alpha[k-1], beta[k-1]: slopes, n_k doubles.
-    output[j]: block C_j, shape (m, n_j). Absent blocks are zero.
+    output[j]: block C_j, shape (m, n_j). Absent blocks are zero. groups[k-1]: n_k labels, None (or no groups at all)
+    where every entry acts by itself.
     """
 
     sizes: tuple[int, ...]
@@ -137,6 +139,7 @@ class System:
     alpha: tuple[Vector, ...]
     beta: tuple[Vector, ...]
     output: dict[int, Block]
+    groups: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,10 +186,9 @@ def fault(system: Any, multipliers: Any) -> str | None:
     if not len(system.pre) == len(system.alpha) == len(system.beta) == len(multipliers.t) == count:
         return f"{count} activations need as many pre-activations, slopes and multipliers"
     vectors = [("g", multipliers.g, sizes[0], 0.0), ("s", multipliers.s, outputs, 5e-324)]
+    kinds = (("t", multipliers.t, 0.0), ("alpha", system.alpha, -math.inf), ("beta", system.beta, -math.inf))
     for k, n in enumerate(sizes[1:]):
-        vectors.append((f"t of activation {k + 1}", multipliers.t[k], n, 0.0))
-        vectors.append((f"alpha of activation {k + 1}", system.alpha[k], n, -math.inf))
-        vectors.append((f"beta of activation {k + 1}", system.beta[k], n, -math.inf))
+        vectors += [(f"{name} of activation {k + 1}", values[k], n, least) for name, values, least in kinds]
     for name, values, size, least in vectors:
         if len(values) != size or not all(isinstance(v, float) for v in values):
             return f"{name} must be a float64 vector of {size} entries"
@@ -195,6 +197,10 @@ def fault(system: Any, multipliers: Any) -> str | None:
     for k in range(count):
         if any(a > b for a, b in zip(system.alpha[k], system.beta[k], strict=True)):
             return f"activation {k + 1} has a lower slope above its upper slope"
+    for k, labels in enumerate(system.groups):
+        own = zip(labels if labels is not None else (), system.alpha[k], system.beta[k], multipliers.t[k], strict=False)
+        if labels is not None and (len(labels) != sizes[k + 1] or len(set(own)) != len(set(labels))):
+            return f"a group of activation {k + 1} has not one multiplier and one pair of slopes"
     for k, form in enumerate([*system.pre, system.output], start=1):
         rows = sizes[k] if k <= count else outputs
         for j, block in form.items():
@@ -288,8 +294,7 @@ def spectral_norm_at_most(A: Block, t: float) -> bool:
     """Whether ||A||_2 <= t, decided exactly: [t I, A'; A, t I] >= 0. False where it is too close to call."""
     if not (math.isfinite(t) and t >= 0.0):
         return False
-    m, n = A.shape
-    diagonal = (dyadic([t] * n), dyadic([t] * m))
+    diagonal = tuple(dyadic([t] * n) for n in reversed(A.shape))
     return decides_positive_semidefinite(ExactSymmetric(diagonal=diagonal, blocks={(1, 0): A}))
 
 
@@ -384,11 +389,8 @@ def _scaling(matrix: ExactSymmetric, i: int) -> list[tuple[int, int]] | None:
 
 def _is_used(matrix: ExactSymmetric, i: int, a: int) -> bool:
     """Whether row a of block row i has an entry, or an uncertain one, off the diagonal list."""
-    for (j, k), block in matrix.blocks.items():
-        for part in (block.mantissa, block.radius or block.mantissa):
-            if (j == i and any(part[a])) or (k == i and any(row[a] for row in part)):
-                return True
-    return False
+    parts = ((j, k, part) for (j, k), b in matrix.blocks.items() for part in (b.mantissa, b.radius or b.mantissa))
+    return any((j == i and any(part[a])) or (k == i and any(row[a] for row in part)) for j, k, part in parts)
 
 
 def _rounded(block: Block, places: Rows) -> tuple[Rows, Rows]:
@@ -489,9 +491,8 @@ def _minus(a: Tile | None, b: Tile) -> Tile:
 
 
 def _dense(tile: Tile) -> Rows:
-    if isinstance(tile[0], list):
-        return list(tile)
-    return [[v if a == b else 0 for b in range(len(tile))] for a, v in enumerate(tile)]
+    size = range(len(tile))
+    return tile if isinstance(tile[0], list) else [[v if a == b else 0 for b in size] for a, v in enumerate(tile)]
 
 
 def _shifted(value: int, places: int) -> int:

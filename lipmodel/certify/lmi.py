@@ -33,7 +33,8 @@ class FloatSystem:
 
     Signal 0 is the input, signal k >= 1 the post-activation of activation k; all are increments.
     sizes: the sizes n_0, ..., n_K. pre[k-1][j]: block A_kj, shape (n_k, n_j), j < k. alpha[k-1], beta[k-1]: slopes,
-    shape (n_k,). output[j]: block C_j, shape (m, n_j). Absent blocks are zero.
+    shape (n_k,). output[j]: block C_j, shape (m, n_j). Absent blocks are zero. groups[k-1]: labels of entries that act
+    as one vector and share a multiplier, shape (n_k,), or None (no groups at all: none anywhere).
     """
 
     sizes: tuple[int, ...]
@@ -41,6 +42,7 @@ class FloatSystem:
     alpha: tuple[Array, ...]
     beta: tuple[Array, ...]
     output: dict[int, MatrixEnclosure]
+    groups: tuple[Array | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

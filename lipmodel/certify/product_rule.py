@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,12 +62,14 @@ class ProductActivation:
     """One layer of activations: v = sum_j pre[j] z_j, and |w_i| <= gain_i |v_i| for every increment.
 
     pre: maps of shape (size, size of signal j), j smaller than the number of this activation; gain: shape (size,),
-    the larger modulus of the two slopes.
+    the larger modulus of the two slopes. gains: for activations that act on vectors, norms r for which another gain is
+    known: |w|_r <= |diag(gains[r]) v|_r.
     """
 
     pre: Mapping[int, LinearMap]
     gain: Array
     size: int
+    gains: Mapping[Norm, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,8 +92,9 @@ def product_system(system: IncrementSystem) -> ProductSystem:
         activations=tuple(
             ProductActivation(
                 pre={at[signal]: map for signal, map in a.pre.blocks.items()},
-                gain=np.maximum(np.abs(a.alpha), np.abs(a.beta)),
+                gain=a.gain,
                 size=a.size,
+                gains={as_norm(norm): gain for norm, gain in a.gains.items()},
             )
             for a in system.activations
         ),
@@ -117,24 +120,41 @@ def product_bound(system: ProductSystem, p: Any, q: Any, norm: NormEvaluator | N
     # the nine norms of a map are consistent with ||x||_2 <= ||x||_1 and the like, so the norm p says all of the input
     reached: list[dict[Norm, Bound]] = [{p: Fraction(1)}]
     for activation in system.activations:
-        gain = np.asarray(activation.gain, dtype=np.float64)
-        if gain.shape != (activation.size,) or not bool(np.all(gain >= 0)):
-            raise ValueError(f"gains must be {activation.size} nonnegative numbers")
-        blocks = dict(activation.pre)
-        _check(blocks, activation.size, sizes)
-        factor: Bound = Fraction(1)
-        if activation.size and bool(np.all(gain == gain[0])):
-            factor = rational(float(gain[0]))
-        elif not bool(np.all(np.isfinite(gain))):
-            factor = math.inf
-        else:
-            blocks = {j: compose(Diagonal(values=gain), map) for j, map in blocks.items()}
-        bounds = _form_bounds(blocks, reached, of, NORMS)
-        reached.append({r: round_up(times(factor, bound)) for r, bound in bounds.items()})
+        _check(activation.pre, activation.size, sizes)
+        reached.append({})
+        for gain, norms in _by_gain(activation):
+            factor, blocks = _folded(activation, gain)
+            for r, bound in _form_bounds(blocks, reached, of, norms).items():
+                reached[-1][r] = round_up(times(factor, bound))
         sizes.append(activation.size)
     if system.output:
         _check(system.output, next(iter(system.output.values())).shape[0], sizes)
     return _form_bounds(system.output, reached, of, (q,))[q]
+
+
+def _by_gain(activation: ProductActivation) -> list[tuple[Array, list[Norm]]]:
+    """The different gains of an activation and the norms that each of them is for; the norms are `NORMS`, in order."""
+    found: list[tuple[Array, list[Norm]]] = []
+    for r in NORMS:
+        gain = np.asarray(activation.gains.get(r, activation.gain), dtype=np.float64)
+        if gain.shape != (activation.size,) or not bool(np.all(gain >= 0)):
+            raise ValueError(f"gains must be {activation.size} nonnegative numbers")
+        same = [norms for known, norms in found if np.array_equal(known, gain)]
+        if same:
+            same[0].append(r)
+        else:
+            found.append((gain, [r]))
+    return found
+
+
+def _folded(activation: ProductActivation, gain: Array) -> tuple[Bound, dict[int, LinearMap]]:
+    """A factor and blocks that the gain went into: it stays a factor where it is the same everywhere."""
+    blocks = dict(activation.pre)
+    if activation.size and bool(np.all(gain == gain[0])):
+        return rational(float(gain[0])), blocks
+    if not bool(np.all(np.isfinite(gain))):
+        return math.inf, blocks
+    return Fraction(1), {j: compose(Diagonal(values=gain), map) for j, map in blocks.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,6 +27,7 @@ from lipmodel.elimination import (
     closed_form_bound,
     closed_forms,
     scaled_blocks,
+    tied,
     top_eigenvalue,
 )
 from lipmodel.spec import Norm
@@ -133,7 +134,8 @@ def prove_as_it_is(
 ) -> ProvedMultipliers | None:
     """The bound of multipliers that a solver keeps feasible, its ends widened by 1e-11; None where the proof fails."""
     with np.errstate(all="ignore"):
-        wide = Multipliers(t=m.t, g=m.g * (1.0 + WIDENED), s=m.s)
+        t = tuple(map(tied, system.groups, m.t)) if system.groups else m.t
+        wide = Multipliers(t=t, g=m.g * (1.0 + WIDENED), s=m.s)
     vectors = (*wide.t, wide.g, wide.s)
     if not all(np.all(np.isfinite(v)) and np.all(v > 0.0) for v in vectors) or not proves_lmi(system, wide):
         return None
@@ -173,9 +175,9 @@ def scaled_multipliers(blocks: Blocks, t: Sequence[Array]) -> list[Array] | None
         return None
     scaled = []
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for x, c in zip(t, blocks.scale[1:], strict=True):
+        for k, (x, c) in enumerate(zip(t, blocks.scale[1:], strict=True), start=1):
             y = np.asarray(x, dtype=np.float64) * c * c
-            scaled.append(np.where(np.isfinite(y) & (y > 0.0), y, 0.0))
+            scaled.append(blocks.tied(k, np.where(np.isfinite(y) & (y > 0.0), y, 0.0)))
     positive = np.concatenate([x[x > 0.0] for x in scaled]) if scaled else np.ones(1)
     if positive.size == 0:
         return None

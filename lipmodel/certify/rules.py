@@ -73,7 +73,7 @@ def lmi(subject: Subject, proof: dict[str, Any]) -> float:
     return bound
 
 
-def product(subject: Subject, proof: dict[str, Any]) -> float:
+def product(subject: Subject, proof: dict[str, Any], *, masked: bool = False) -> float:
     """The product rule, with claimed spectral norms."""
     from lipmodel.certify.product_rule import check_product, product_system
 
@@ -83,7 +83,7 @@ def product(subject: Subject, proof: dict[str, Any]) -> float:
         raise Refuted("proof.spectral: expected a list of hexadecimal floats")
     claims = [math.inf if v == "inf" else read_float(v, "proof.spectral") for v in proof["spectral"]]
     bound = read_float(proof["bound"], "proof.bound")
-    subject.source.compare(subject.system, subject.row, subject.column)
+    subject.source.compare(subject.system, subject.row, subject.column, masked=masked)
     check_product(product_system(subject.system), *pair, bound, claims)
     return bound
 
@@ -92,7 +92,7 @@ def masked_product(subject: Subject, proof: dict[str, Any]) -> float:
     """The product rule on a bounded domain, neurons that are affine there left where they are."""
     if subject.masked is None:
         raise Refuted("proof: masked-product proves nothing on the whole space")
-    return product(replace(subject, system=subject.masked), proof)
+    return product(replace(subject, system=subject.masked), proof, masked=True)
 
 
 def largest(subject: Subject, proof: dict[str, Any]) -> float:

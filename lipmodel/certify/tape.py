@@ -1,26 +1,38 @@
-"""A network as a tape of linear maps, sums and activations on flat vectors, in exact arithmetic, and its system.
+"""A network as a tape of affine maps, sums and activations on flat vectors, in exact arithmetic.
 
-What `reader.py` reads a file into, and where the system of increments for the kernel comes from. Biases vanish, as
-constants do not move. Neurons that read nothing or that nothing reads do not move the output, and a certificate does
-not speak of them; which ones it leaves out is seen from its sizes, and allowed only if stored zeros show them dead.
+What `reader.py` reads a file into. `parts.py` takes the increments from it, `replay.py` the ranges on a bounded domain,
+`pairs.py` the values at two points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lipmodel.certify.kernel import Block, System, gram
+from lipmodel.certify.kernel import Block, gram
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Entry = tuple[int, int]
 """An integer and its radius."""
+Number = float | Fraction
 
-MAX_ENTRIES = 1_500_000
+
+class Kind(NamedTuple):
+    """A scalar function: an ONNX operator type and its parameters."""
+
+    family: str
+    parameters: tuple[tuple[str, float], ...] = ()
+
+
+UNKNOWN = Kind("")
+"""A function of which only the slopes are known."""
+
+MAX_ENTRIES = 4_000_000
 """Stored entries of all maps together."""
 MAX_DENSE = 30_000_000
 """Entries of all blocks of the system, written out."""
@@ -93,9 +105,14 @@ def identity(n: int) -> Sparse:
     return selection(range(n), n)
 
 
+@dataclass(eq=False)
+class Selected(Sparse):
+    """A matrix that picks entries, as operators that move them have; one of weights never is."""
+
+
 def selection(index: Iterable[int], columns: int) -> Sparse:
     """Row i is the unit row index_i, or zero where that is negative."""
-    return Sparse(columns, 0, [{int(c): (1, 0)} if c >= 0 else {} for c in index])
+    return Selected(columns, 0, [{int(c): (1, 0)} if c >= 0 else {} for c in index])
 
 
 def total(a: Sparse, b: Sparse) -> Sparse:
@@ -149,94 +166,154 @@ def _composed_dense(a: Sparse, b: Sparse) -> Sparse:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One operation on flat vectors: kind "input", "still" (nothing moves), "linear", "sum" or "activation".
+class Fixed:
+    """Numbers (integer +- radius) * 2^-exponent, one per entry of a vector."""
 
-    opaque: a map of which only the whole is looked at when dead neurons are sought (a convolution).
+    entries: list[Entry]
+    exponent: int = 0
+
+    def over(self, exponent: int) -> Fixed:
+        """The same numbers over 2^-exponent, exponent at least the present one."""
+        shift = exponent - self.exponent
+        return self if not shift else Fixed([(v << shift, r << shift) for v, r in self.entries], exponent)
+
+    def added(self, other: Fixed) -> Fixed:
+        exponent = max(self.exponent, other.exponent)
+        pairs = zip(self.over(exponent).entries, other.over(exponent).entries, strict=True)
+        return Fixed([(a + b, r + s) for (a, r), (b, s) in pairs], exponent)
+
+    def through(self, map: Sparse) -> Fixed:
+        """map times the vector: |error| <= |map| rad + rad_map (|x| + rad)."""
+        x, entries = self.entries, []
+        for row in map.rows:
+            middle = radius = 0
+            for c, (v, r) in row.items():
+                at, error = x[c]
+                middle += v * at
+                if r or error:
+                    radius += abs(v) * error + r * (abs(at) + error)
+            entries.append((middle, radius))
+        return Fixed(entries, self.exponent + map.exponent)
+
+    def rounded(self, bits: int) -> Fixed:
+        """Intervals of about so many bits that hold these, their ends rounded outward."""
+        longest = max((abs(v).bit_length() for pair in self.entries for v in pair), default=0)
+        excess = longest - bits
+        if excess <= 0:
+            return self
+        ends = [((v - r) >> excess, -(-(v + r) >> excess)) for v, r in self.entries]
+        return Fixed([(a + b, b - a) for a, b in ends], self.exponent - excess + 1)
+
+    def ends(self, i: int) -> tuple[Fraction, Fraction]:
+        """The least and the greatest value of entry i."""
+        v, r = self.entries[i]
+        unit = Fraction(2) ** -self.exponent
+        return (v - r) * unit, (v + r) * unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One operation on flat vectors: kind "input", "still" (a constant), "linear", "sum" or "activation".
+
+    shift: what is added to the product or the sum, the value of a constant (None: zero); known: whether it is. alpha,
+    beta, kinds: of an activation, its slopes on the whole line and what function it is, per entry.
     """
 
     kind: str
     size: int
     sources: tuple[int, ...] = ()
     map: Sparse | None = None
-    opaque: bool = False
     name: str = ""
-    alpha: tuple[float, ...] = ()
-    beta: tuple[float, ...] = ()
+    alpha: tuple[Number, ...] = ()
+    beta: tuple[Number, ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    shift: Fixed | None = None
+    known: bool = True
 
 
 @dataclass(eq=False)
 class Tape:
-    """The steps of a network in the order in which they are computed."""
+    """The steps of a network in the order in which they are computed.
+
+    owners: the name of the graph input or node that a step belongs to; shared: steps that several nodes may want, by
+    what they are.
+    """
 
     steps: list[Step] = field(default_factory=list)
     entries: int = 0
+    limit: int = MAX_ENTRIES
+    owners: dict[int, str] = field(default_factory=dict)
+    shared: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def owned(self, name: str) -> None:
+        """Give the steps that have been added since the last such call to a node."""
+        self.owners |= dict.fromkeys(range(len(self.owners), len(self.steps)), name)
 
     def add(self, step: Step) -> int:
         self.entries += step.map.entries if step.map is not None else step.size
-        if self.entries > MAX_ENTRIES:
+        if self.entries > self.limit:
             raise Unreadable("too many weights to be read a second time")
         self.steps.append(step)
         return len(self.steps) - 1
 
-    def linear(self, source: int, map: Sparse, *, opaque: bool = False) -> int:
-        if self.steps[source].kind == "still":
-            return self.still(len(map.rows))
-        return self.add(Step("linear", len(map.rows), (source,), map, opaque))
+    def linear(self, source: int, map: Sparse, *, shift: Fixed | None = None) -> int:
+        """map x + shift."""
+        before = self.steps[source]
+        if before.kind == "still":
+            value = None if before.shift is None else before.shift.through(map)
+            return self.still(len(map.rows), _plus(value, shift), known=before.known)
+        return self.add(Step("linear", len(map.rows), (source,), map, shift=shift))
 
-    def still(self, size: int) -> int:
-        return self.add(Step("still", size))
+    def still(self, size: int, value: Fixed | None = None, *, known: bool = True) -> int:
+        """A constant vector, zero if no value is given."""
+        return self.add(Step("still", size, shift=value, known=known))
 
     def sum(self, sources: Sequence[int]) -> int:
         moving = [s for s in sources if self.steps[s].kind != "still"]
-        if len(moving) < 2:
-            return moving[0] if moving else sources[0]
-        return self.add(Step("sum", self.steps[moving[0]].size, tuple(moving)))
+        still = [self.steps[s] for s in sources if self.steps[s].kind == "still"]
+        size, known = self.steps[sources[0]].size, all(s.known for s in still)
+        shift: Fixed | None = None
+        for step in still:
+            shift = _plus(shift, step.shift)
+        if not moving:
+            return self.still(size, shift, known=known) if len(sources) > 1 else sources[0]
+        if len(moving) == 1 and shift is None and known:
+            return moving[0]
+        return self.add(Step("sum", size, tuple(moving), shift=shift, known=known))
 
-    def activation(self, source: int, name: str, alpha: Sequence[float], beta: Sequence[float]) -> int:
-        """w = S v, S diagonal between alpha and beta; entries of which the slope is known stay linear."""
+    def activation(
+        self,
+        source: int,
+        name: str,
+        alpha: Sequence[Number],
+        beta: Sequence[Number],
+        kinds: Kind | Sequence[Kind] = UNKNOWN,
+    ) -> int:
+        """Functions of single entries, with slopes between alpha and beta; kinds: one for all entries, or one each."""
         size = self.steps[source].size
+        each = (kinds,) * size if isinstance(kinds, Kind) else tuple(kinds)
         if self.steps[source].kind == "still":
-            return source
-        free = [i for i in range(size) if alpha[i] != beta[i]]
-        fixed = {i: alpha[i] for i in range(size) if alpha[i] == beta[i]}
-        parts = []
-        if free:
-            pre = source if not fixed else self.linear(source, selection(free, size))
-            low, high = (tuple(float(v[i]) for i in free) for v in (alpha, beta))
-            parts.append(self.add(Step("activation", len(free), (pre,), name=name, alpha=low, beta=high)))
-            if fixed:
-                place = {i: k for k, i in enumerate(free)}
-                parts[0] = self.linear(parts[0], selection((place.get(i, -1) for i in range(size)), len(free)))
-        if fixed:
-            ratios = {i: v.as_integer_ratio() for i, v in fixed.items()}
-            exponent = max(d.bit_length() - 1 for _, d in ratios.values())
-            scaled = {i: n << (exponent - d.bit_length() + 1) for i, (n, d) in ratios.items()}
-            rows = [{i: (scaled[i], 0)} if scaled.get(i) else {} for i in range(size)]
-            parts.append(self.linear(source, Sparse(size, exponent, rows)))
-        return self.sum(parts)
+            return self._activated_constant(source, each)
+        return self.add(
+            Step("activation", size, (source,), name=name, alpha=tuple(alpha), beta=tuple(beta), kinds=each)
+        )
+
+    def _activated_constant(self, source: int, kinds: tuple[Kind, ...]) -> int:
+        from lipmodel.certify.evaluation import BITS, activated
+
+        before = self.steps[source]
+        try:
+            value = activated(kinds, before.shift or Fixed([(0, 0)] * before.size), BITS) if before.known else None
+        except Unreadable:
+            value = None
+        return self.still(before.size, value, known=value is not None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Part:
-    """A system of increments as in `kernel.System`, its blocks sparse."""
-
-    sizes: tuple[int, ...]
-    pre: tuple[dict[int, Sparse], ...]
-    alpha: tuple[tuple[float, ...], ...]
-    beta: tuple[tuple[float, ...], ...]
-    output: dict[int, Sparse]
-
-    def system(self) -> System:
-        """The same for the kernel. Raises Unreadable where it is too large to be written out."""
-        forms = [*self.pre, self.output]
-        if sum(len(m.rows) * m.columns for form in forms for m in form.values()) > MAX_DENSE:
-            raise Unreadable("too large a system to be read a second time")
-        pre = [{j: m.block() for j, m in form.items()} for form in forms]
-        return System(sizes=self.sizes, pre=tuple(pre[:-1]), alpha=self.alpha, beta=self.beta, output=pre[-1])
+def _plus(a: Fixed | None, b: Fixed | None) -> Fixed | None:
+    return a.added(b) if a is not None and b is not None else a if b is None else b
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """A network as a tape, `output` being the step whose value is measured."""
 
@@ -251,89 +328,13 @@ class Reading:
     def outputs(self) -> int:
         return self.tape.steps[self.output].size
 
-    def part(
-        self, names: Sequence[str], sizes: Sequence[int], *, row: int | None = None, column: int | None = None
-    ) -> Part:
-        """The increments, of one output and/or input where a row and/or column is given.
 
-        names, sizes: the activations that a certificate has multipliers for, in its order. Raises Mismatch where the
-        file has others.
-        """
-        whole, part = self._alive(None, None), self._alive(row, column)
-        own = {k: s for k, s in enumerate(self.tape.steps) if s.kind == "activation"}
-        left = [k for k in own if part[k].any()]
-        order = []
-        for name in names:
-            found = [k for k in left if own[k].name in (name, name.rpartition("#")[0])]
-            if not found:
-                raise Mismatch(f"it has no activation {name!r} that matters, or fewer of them")
-            left.remove(found[0])
-            order.append(found[0])
-        if left:
-            raise Mismatch(f"it has {len(left)} activations more: {', '.join(own[k].name for k in left[:5])}")
-        kept: list[list[int]] = [list(range(self.inputs)) if column is None else [column]]
-        for k, size in zip(order, sizes, strict=True):
-            masks = [np.ones(own[k].size, dtype=bool), whole[k], part[k]]
-            fitting = [mask for mask in masks if int(mask.sum()) == size]
-            if not fitting:
-                counts = " or ".join(str(int(mask.sum())) for mask in masks)
-                raise Mismatch(f"its activation {own[k].name!r} has {counts} neurons, not {size}")
-            kept.append(np.flatnonzero(fitting[0]).tolist())
-        signals = {0: 0, **{k: n for n, k in enumerate(order, start=1)}}
-        rows = [*kept[1:], list(range(self.outputs)) if row is None else [row]]
-        forms = [self._forms[self.tape.steps[k].sources[0]] for k in order] + [self._forms[self.output]]
-        sliced = [
-            {signals[s]: m.sliced(index, kept[signals[s]]) for s, m in form.items() if s in signals}
-            for form, index in zip(forms, rows, strict=True)
-        ]
-        return Part(
-            sizes=tuple(map(len, kept)),
-            pre=tuple(sliced[:-1]),
-            alpha=tuple(tuple(own[k].alpha[i] for i in index) for k, index in zip(order, kept[1:], strict=True)),
-            beta=tuple(tuple(own[k].beta[i] for i in index) for k, index in zip(order, kept[1:], strict=True)),
-            output=sliced[-1],
-        )
-
-    @cached_property
-    def _forms(self) -> list[dict[int, Sparse]]:
-        """Every value as a linear form in the signals: step 0, the input, and the activations."""
-        forms: list[dict[int, Sparse]] = []
-        for k, step in enumerate(self.tape.steps):
-            if step.kind in ("input", "activation"):
-                forms.append({k: identity(step.size)})
-            elif step.kind == "linear":
-                assert step.map is not None
-                forms.append({s: composed(step.map, m) for s, m in forms[step.sources[0]].items()})
-            else:
-                sums: dict[int, Sparse] = {}
-                for source in step.sources:
-                    for s, m in forms[source].items():
-                        sums[s] = total(sums[s], m) if s in sums else m
-                forms.append(sums)
-        return forms
-
-    def _alive(self, row: int | None, column: int | None) -> dict[int, Array]:
-        """Per activation, the neurons on a path of stored nonzeros from the input (column) to the output (row)."""
-        steps = self.tape.steps
-        moved: list[Array] = []
-        for k, step in enumerate(steps):
-            mask = np.zeros(step.size, dtype=bool)
-            if k == 0:
-                mask[slice(None) if column is None else column] = True
-            for source in step.sources:
-                if step.map is None:
-                    mask |= moved[source]
-                else:
-                    mask |= moved[source].any() if step.opaque else step.map.reach(moved[source])
-            moved.append(mask)
-        wanted = [np.zeros(step.size, dtype=bool) for step in steps]
-        wanted[self.output][slice(None) if row is None else row] = True
-        for k in reversed(range(len(steps))):
-            step = steps[k]
-            mask = wanted[k] & moved[k] if step.kind == "activation" else wanted[k]
-            for source in step.sources:
-                if step.map is None:
-                    wanted[source] |= mask
-                else:
-                    wanted[source] |= mask.any() if step.opaque else step.map.reach_back(mask)
-        return {k: moved[k] & wanted[k] for k, step in enumerate(steps) if step.kind == "activation"}
+def living(tape: Tape, output: int) -> Reading:
+    """Without the steps that the output does not depend on; the input stays."""
+    alive = {0, output}
+    for k in reversed(range(len(tape.steps))):
+        if k in alive:
+            alive.update(tape.steps[k].sources)
+    place = {k: n for n, k in enumerate(sorted(alive))}
+    steps = [replace(tape.steps[k], sources=tuple(place[s] for s in tape.steps[k].sources)) for k in place]
+    return Reading(Tape(steps=steps, entries=tape.entries, limit=tape.limit), place[output])

@@ -21,9 +21,10 @@ from lipmodel.certify.certificate import (
     parse,
     read_float,
 )
+from lipmodel.certify.execution import check_float_execution
 from lipmodel.certify.kernel import Rejected, check_quotient
 from lipmodel.certify.rules import ASSUMING, RULES, Subject
-from lipmodel.certify.source import source_of
+from lipmodel.certify.source import Source, source_of
 from lipmodel.certify.stated import check_result
 from lipmodel.errors import LipmodelError, RefusedInput, Refuted, UsageError
 from lipmodel.families import chosen_outputs, measured
@@ -32,7 +33,7 @@ from lipmodel.question import systems
 from lipmodel.result import Result
 from lipmodel.spec import Spec
 
-CERTIFICATE_KEYS = {"schema", "network", "claim", "formulation", "upper", "lower", "assumptions"}
+CERTIFICATE_KEYS = {"schema", "network", "claim", "formulation", "upper", "lower", "assumptions", "float_execution"}
 CLAIM_KEYS = {"semantics", "input_norm", "output_norm", "domain", "outputs", "bound", "lower_bound"}
 
 
@@ -42,6 +43,7 @@ class Verdict:
 
     chosen: the graph inputs and outputs that the claim is about, where the certificate chooses some of several.
     read_by: who read the network for the upper bound, the independent reader or the importer, and then why.
+    float32_eps: the eps of the statement about execution in float32, None where the certificate makes none.
     """
 
     bound: float | None
@@ -51,6 +53,7 @@ class Verdict:
     sha256: str
     chosen: tuple[str, ...] = ()
     read_by: str = field(default="", compare=False)
+    float32_eps: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,6 +65,7 @@ class Verdict:
             "sha256": self.sha256,
             "chosen": list(self.chosen),
             "read_by": self.read_by,
+            "float32_eps": self.float32_eps,
         }
 
 
@@ -103,7 +107,7 @@ def verify(network: Any, certificate: Any) -> Verdict:
     except UsageError as error:
         raise Refuted(f"certificate.claim: {error}") from None
     assumptions = _assumptions(data["assumptions"])
-    source = source_of(net, spec)
+    source = source_of(net, spec, found.ranges)
     subject = Subject(
         system=system,
         p=spec.input_norm,
@@ -113,7 +117,8 @@ def verify(network: Any, certificate: Any) -> Verdict:
         terms=tuple(term for a in assumptions for term in a["terms"]),
     )
     bound = _upper(subject, data["upper"], claim["bound"], assumptions)
-    lower = _lower(net, spec, data["lower"], claim["lower_bound"])
+    lower = _lower(net, spec, source, data["lower"], claim["lower_bound"])
+    eps = check_float_execution(net, spec, bound, data["float_execution"])
     if bound is not None and lower is not None and lower > bound:
         raise Refuted(f"the lower bound {lower!r} is above the bound {bound!r}")
     if result is not None:
@@ -132,6 +137,7 @@ def verify(network: Any, certificate: Any) -> Verdict:
         sha256=net.source.sha256,
         chosen=chosen,
         read_by=source.read_by,
+        float32_eps=eps,
     )
 
 
@@ -202,12 +208,12 @@ def _upper(subject: Subject, proof: Any, stated: Any, assumptions: list[dict[str
     return bound
 
 
-def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
+def _lower(net: Network, spec: Spec, source: Source, witness: Any, stated: Any) -> float | None:
     if witness is None:
         if stated is not None:
             raise Refuted("the certificate claims a lower bound without a witness")
         return None
-    from lipmodel.lower.witness import Witness, output_rows, pair_moduli
+    from lipmodel.lower.witness import Witness
 
     found = Witness.from_json(witness)
     if (found.p, found.q, str(found.outputs)) != (spec.input_norm, spec.output_norm, str(spec.outputs)):
@@ -219,12 +225,12 @@ def _lower(net: Network, spec: Spec, witness: Any, stated: Any) -> float | None:
         raise Refuted(f"the certificate claims the lower bound {lower!r}, its witness {found.ratio!r}")
     if lower == 0.0:
         return lower
+    if len(found.x) != net.input_size:
+        raise Refuted(f"certificate.lower: the network has {net.input_size} inputs, not {len(found.x)}")
+    if bool((found.x == found.y).all()):
+        raise Refuted("certificate.lower: the two points of the witness are the same")
     try:
-        rows, mode = output_rows(found.outputs, net.output_size)
-        moduli = pair_moduli(net, found.x, found.y, rows=rows)
-        if moduli is None:
-            raise Refuted("certificate.lower: the two points of the witness are the same")
-        check_quotient(*moduli, found.p, "inf" if mode == "each" else found.q, lower)
+        check_quotient(*source.moduli(net, spec, found.x, found.y), found.p, measured(spec).output_norm, lower)
     except (LipmodelError, Rejected) as error:
         raise Refuted(f"certificate.lower: {error}") from None
     return lower

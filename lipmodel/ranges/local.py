@@ -22,7 +22,7 @@ from lipmodel.errors import NotLipschitz, Reason
 from lipmodel.model.forms import LinearForm, Signal, add_forms, apply
 from lipmodel.network import ops
 from lipmodel.network.linear import Composition, LinearMap, Sum
-from lipmodel.ranges.spans import Ready, Span, add, around, between, image, place, scattered
+from lipmodel.ranges.spans import Ready, Span, add, around, between, image, place, scattered, times
 
 if TYPE_CHECKING:
     from lipmodel.activations import Activation
@@ -111,8 +111,11 @@ class Propagation:
         """Visit all nodes; tighten: asked for a smaller range of a pre-activation, may give the same one."""
         x = Signal(name="x", size=self.network.input_size)
         for node, op, arguments in self.network.plan():
-            if isinstance(op, ops.Elementwise):
+            if isinstance(op, ops.Elementwise | ops.Grouped):
                 self._activate(node, op, arguments[0], tighten)
+                continue
+            if isinstance(op, ops.Product):
+                self._multiply(node, arguments)
                 continue
             if isinstance(op, ops.Input):
                 self.points[node], self.forms[node] = self.region.center, LinearForm.of(x)
@@ -139,19 +142,34 @@ class Propagation:
             self.spans[node] = total
         return self.spans[node]
 
+    def _multiply(self, node: str, arguments: list[str]) -> None:
+        """A product; its range is that of one factor, then that of the other."""
+        size = self.network.size(node)
+        factors = [self.span(u) for u in arguments]
+        known = [s for s in factors if s is not None]
+        limits = [(np.full(size, -np.inf), np.full(size, np.inf)) if s is None else s.limits() for s in factors]
+        self.ranges[node] = (np.concatenate([lo for lo, _ in limits]), np.concatenate([hi for _, hi in limits]))
+        self.spans[node] = times(*known).rounded() if len(known) == 2 else None
+
     def _activate(
-        self, node: str, op: ops.Elementwise, argument: str, tighten: Callable[[str, Interval], Interval] | None
+        self,
+        node: str,
+        op: ops.Elementwise | ops.Grouped,
+        argument: str,
+        tighten: Callable[[str, Interval], Interval] | None,
     ) -> None:
         span = self.span(argument)
         lo, hi = (np.full(op.size, -np.inf), np.full(op.size, np.inf)) if span is None else span.limits()
         constant = argument in self.forms and not self.forms[argument].blocks
-        if tighten is not None and not constant:
+        if tighten is not None and not constant and isinstance(op, ops.Elementwise):
             lo, hi = tighten(node, (lo, hi))
             if bool(np.all(np.isfinite(lo) & np.isfinite(hi))):
                 self.spans[argument] = between(lo, hi)
         self.ranges[node] = (lo, hi)
         low, high = np.full(op.size, -np.inf), np.full(op.size, np.inf)
-        for part in op.parts:
+        if isinstance(op, ops.Grouped):
+            low[op.groups], high[op.groups] = op.function.limits(lo[op.groups], hi[op.groups])
+        for part in op.parts if isinstance(op, ops.Elementwise) else ():
             try:
                 low[part.index], high[part.index] = value_ranges(part.activation, lo[part.index], hi[part.index])
             except NotLipschitz as error:
@@ -168,7 +186,7 @@ class Propagation:
 def pre_activation_ranges(
     network: Network, domain: Domain, norm: str, *, relaxed: bool = True
 ) -> tuple[Mapping[str, Interval], list[Reason]]:
-    """For every elementwise node doubles (lo, hi), shape (size,), between which its argument lies on the domain.
+    """For every nonlinear node doubles (lo, hi), shape (size,), between which its argument lies on the domain.
 
     domain: a box or a ball with one number per input; norm: the input norm. relaxed: with linear relaxations, where
     those do not take too long. Infinite where nothing is known. Also the reasons to refuse the network: nodes that are

@@ -138,7 +138,11 @@ class Relaxation:
             lines = self.lines.get(node)
             if isinstance(op, ops.Input):
                 self._at_the_input(bound, whole, power)
-            elif constant or isinstance(op, ops.Constant) or (isinstance(op, ops.Elementwise) and lines is None):
+            elif (
+                constant
+                or isinstance(op, ops.Constant | ops.Grouped | ops.Product)
+                or (isinstance(op, ops.Elementwise) and lines is None)
+            ):
                 if span is None:
                     raise Untame("a value is unbounded")
                 _gather(bound, whole, power, span)

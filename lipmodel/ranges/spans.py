@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,14 @@ def scattered(parts: Sequence[Span], positions: Sequence[Array], size: int) -> S
         shifted = part.over(exponent)
         mid[position], rad[position] = shifted.mid, shifted.rad
     return Span(mid=mid, rad=rad, exponent=exponent)
+
+
+def times(first: Span, second: Span) -> Span:
+    """All products of an entry of one and the same entry of the other."""
+    (a, b), (c, d) = ((s.mid - s.rad, s.mid + s.rad) for s in (first, second))
+    ends = [a * c, a * d, b * c, b * d]
+    low, high = reduce(np.minimum, ends), reduce(np.maximum, ends)
+    return Span(mid=low + high, rad=high - low, exponent=first.exponent + second.exponent + 1)
 
 
 def intersection(first: Span, second: Span) -> Span:
