@@ -13,6 +13,9 @@ class GeoLIP(lm.Formulation):
     """
 
     name, norms, default_norm = "geolip", {("inf", "1"), ("inf", "2"), ("2", "1"), ("2", "2")}, "inf"
+    cone: str = lm.option(
+        "psd", help="psd; dd (diagonally dominant, a linear program) or sdd (scaled, second-order cones): looser"
+    )
 
     def build(self, system: lm.IncrementSystem, spec: lm.Spec) -> lm.Model:
         m = lm.Model(self.name)
@@ -24,6 +27,6 @@ class GeoLIP(lm.Formulation):
         form = ball_in + ball_out - 2 * lm.inner(dual, system.output)
         for act in system.activations:
             form -= lm.qc.slope_restricted(act, m.multiplier(act))  # 2 sum t (w - alpha v)(beta v - w)
-        m.require(form >= 0)
+        m.require(form >= 0, cone=self.cone)
         m.minimize(price_in + price_out)
         return m

@@ -13,6 +13,9 @@ class LipSDPNeuron(lm.Formulation):
 
     name, norms, default_norm = "lipsdp-neuron", {("2", "2")}, "2"
     tied = False
+    cone: str = lm.option(
+        "psd", help="psd; dd (diagonally dominant, a linear program) or sdd (scaled, second-order cones): looser"
+    )
 
     def build(self, system: lm.IncrementSystem, spec: lm.Spec) -> lm.Model:
         m = lm.Model(self.name)
@@ -20,7 +23,7 @@ class LipSDPNeuron(lm.Formulation):
         form = ball - lm.inner(system.output, system.output)
         for act in system.activations:
             form -= lm.qc.slope_restricted(act, m.multiplier(act, tied=self.tied))
-        m.require(form >= 0)
+        m.require(form >= 0, cone=self.cone)
         m.minimize(2 * price, bound="sqrt")
         return m
 

@@ -28,5 +28,5 @@ class Product(lm.Formulation):
             return sum(paths, lm.norms.constant(0.0))
 
         for act in system.activations:
-            bounds[act.signal] = {r: act.steepest * reach(act.pre, r) for r in lm.NORMS}
+            bounds[act.signal] = {r: float(act.gain_in(r).max()) * reach(act.pre, r) for r in lm.NORMS}
         return reach(system.output, spec.output_norm).with_rule("product")

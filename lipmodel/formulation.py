@@ -48,6 +48,7 @@ _BUILT_IN = {
     "lipsdp-neuron": "lipmodel_formulations.lipsdp:LipSDPNeuron",
     "lipsdp-layer": "lipmodel_formulations.lipsdp:LipSDPLayer",
     "geolip": "lipmodel_formulations.geolip:GeoLIP",
+    "chordal-lipsdp": "lipmodel_formulations.chordal:ChordalLipSDP",
 }
 
 

@@ -10,7 +10,8 @@ import scipy.sparse as sp
 
 import lipmodel as lm
 from lipmodel.model.forms import MAX_LEAVES, LinearForm, Signal, add_forms, apply
-from lipmodel.model.model import Constraint, Nonnegative, Zero
+from lipmodel.model.model import Constraint
+from lipmodel.model.sets import Nonnegative, Zero
 from lipmodel.model.terms import Coefficients, Congruence, Factored
 from lipmodel.model.variables import Expression, Variable
 from lipmodel.network.increments import chain_of

@@ -17,11 +17,13 @@ import scipy.sparse as sp
 
 from lipmodel.errors import LipmodelError
 from lipmodel.model.forms import QuadraticForm, Signal
-from lipmodel.model.model import Model, Nonnegative, Zero, values_of
+from lipmodel.model.model import Model, values_of
+from lipmodel.model.sets import PSD, Nonnegative, RotatedSecondOrder, SecondOrder, SparsePSD, Zero
 from lipmodel.model.variables import Expression, Variable
 
 Array = np.ndarray[Any, Any]
 MAX_COEFFICIENTS = 60_000_000
+_CONIC = (PSD, SparsePSD, Nonnegative, Zero, SecondOrder, RotatedSecondOrder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,9 +90,21 @@ def too_large(model: Model) -> str | None:
     )
 
 
+def reducible(model: Model) -> bool:
+    """Whether a model that is too large may be small enough after the exact reductions, which cost a little."""
+    return max(model.sizes().psd, default=0) ** 2 <= MAX_COEFFICIENTS
+
+
 def cone_program(model: Model) -> ConeProgram:
-    """Expand a model into coefficients. Raises LipmodelError where the predicted size is out of reach."""
-    model.check()
+    """Expand a model whose sets are conic into coefficients; `plan.compile_model` is what makes them so.
+
+    Raises UsageError without an objective, LipmodelError for other sets and where the predicted size is out of reach.
+    """
+    if model.objective is None:
+        model.check()
+    for c in model.constraints:
+        if not isinstance(c.set, _CONIC):
+            raise LipmodelError(f"the constraint {c.set} of the model {model.name!r} has to be reformulated first")
     excess = too_large(model)
     if excess is not None:
         raise LipmodelError(f"the model {model.name!r} is out of reach of a general solver: {excess}")
@@ -99,13 +113,13 @@ def cone_program(model: Model) -> ConeProgram:
     for v in model.variables:
         start[v] = n
         n += v.size
-    psd = tuple(_psd_block(f, start) for f in model.matrix_constraints if f.signals)
-    assert model.objective is not None
-    cost, offset = _rows([model.objective], start, n)
+    psd = tuple(psd_block(f, start) for f in model.matrix_constraints if f.signals)
+    cost, offset = rows([model.objective or Expression.number(0.0, 1)], start, n)
     linear = [(c.function, c.set) for c in model.constraints if isinstance(c.function, Expression)]
     signs = [Expression.of(v) for v in model.variables if v.nonnegative]
-    g, h = _rows([*signs, *(f for f, kind in linear if isinstance(kind, Nonnegative))], start, n)
-    e, f = _rows([f for f, kind in linear if isinstance(kind, Zero)], start, n)
+    g, h = rows([*signs, *(f for f, kind in linear if isinstance(kind, Nonnegative))], start, n)
+    e, f = rows([f for f, kind in linear if isinstance(kind, Zero)], start, n)
+    second = [(f, kind) for f, kind in linear if isinstance(kind, SecondOrder | RotatedSecondOrder)]
     return ConeProgram(
         model=model,
         cost=np.asarray(cost.todense()).ravel(),
@@ -115,10 +129,22 @@ def cone_program(model: Model) -> ConeProgram:
         ineq_rhs=h,
         eq=e,
         eq_rhs=f,
+        soc=tuple(block for function, kind in second for block in _soc_blocks(function, kind, start, n)),
     )
 
 
-def _rows(expressions: list[Expression], start: Mapping[Variable, int], n: int) -> tuple[Any, Array]:
+def _soc_blocks(
+    function: Expression, kind: SecondOrder | RotatedSecondOrder, start: Mapping[Variable, int], n: int
+) -> list[SocBlock]:
+    matrix, rhs = rows([function], start, n)
+    size, rotated = kind.block or function.size, isinstance(kind, RotatedSecondOrder)
+    return [
+        SocBlock(matrix=matrix[at : at + size], rhs=rhs[at : at + size], rotated=rotated)
+        for at in range(0, function.size, size)
+    ]
+
+
+def rows(expressions: list[Expression], start: Mapping[Variable, int], n: int) -> tuple[Any, Array]:
     """The expressions one below the other: matrix (rows, n), CSR, and constants."""
     none = np.zeros(0, dtype=np.int64)
     rows, cols, data, constants = [none], [none], [np.zeros(0)], [np.zeros(0)]
@@ -135,29 +161,38 @@ def _rows(expressions: list[Expression], start: Mapping[Variable, int], n: int) 
     return sp.csr_array(entries, shape=(at, n)), np.concatenate(constants)
 
 
-def _psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
+def psd_block(form: QuadraticForm, start: Mapping[Variable, int]) -> PsdBlock:
+    """The coefficients of a form, of variables that start at `start`; ordered by variable, row and column."""
     offsets: dict[Signal, int] = {}
     order = 0
     for s in form.signals:
         offsets[s] = order
         order += s.size
-    none = np.zeros(0, dtype=np.int64)
-    rows, cols, variables, values = [none], [none], [none], [np.zeros(0)]
+    kind = np.int32 if order * order < 2**31 else np.int64
+    places, variables, values = [np.zeros(0, dtype=kind)], [np.zeros(0, dtype=kind)], [np.zeros(0)]
     for term in form.terms:
         for t in term.triplets():
-            r, c = offsets[t.block[0]] + t.row, offsets[t.block[1]] + t.col
-            rows.append(np.maximum(r, c))
-            cols.append(np.minimum(r, c))
-            variables.append(np.full(len(r), -1) if t.variable is None else t.index + start[t.variable])
+            r, c = offsets[t.block[0]] + t.row.astype(kind), offsets[t.block[1]] + t.col.astype(kind)
+            places.append(np.maximum(r, c) * order + np.minimum(r, c))
+            variables.append(t.index.astype(kind) + (0 if t.variable is None else start[t.variable]))
             values.append(t.value)
-    row, col, var, value = (np.concatenate(x) for x in (rows, cols, variables, values))
-    key = (var.astype(np.int64) + 1) * (order * order) + row.astype(np.int64) * order + col
-    unique, inverse = np.unique(key, return_inverse=True)
-    summed = np.bincount(inverse, weights=value, minlength=len(unique))
-    kept = summed != 0.0
-    unique, summed = unique[kept], summed[kept]
-    var, rest = unique // (order * order) - 1, unique % (order * order)
-    return PsdBlock(order=order, row=rest // order, col=rest % order, var=var, value=summed, offsets=offsets)
+    # one row per variable, the constants first: to sort entries within rows costs much less than to sort all of them
+    var = np.concatenate(variables) + 1
+    shape = (int(var.max(initial=0)) + 1, max(order * order, 1))
+    entries = sp.coo_array((np.concatenate(values), (var, np.concatenate(places))), shape=shape)
+    del var, variables, places, values
+    table = entries.tocsr()
+    del entries
+    table.sum_duplicates()
+    table.eliminate_zeros()
+    return PsdBlock(
+        order=order,
+        row=(table.indices // order).astype(np.int64),
+        col=(table.indices % order).astype(np.int64),
+        var=np.repeat(np.arange(-1, shape[0] - 1), np.diff(table.indptr)),
+        value=table.data,
+        offsets=offsets,
+    )
 
 
 def svec(block: PsdBlock, size: int, *, upper: bool) -> tuple[Any, Array]:

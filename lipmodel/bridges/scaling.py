@@ -1,23 +1,26 @@
-"""Exact reductions that every solver profits from: unit layer norms, input QR, output Gram.
+"""Exact reductions that every solver profits from: balanced layers, input QR, output Gram.
 
-Each takes a model and gives an equivalent one over the same variables; `restore` carries a point back. Nothing here is
+Each takes a model and gives an equivalent one over the same variables; factors carry a point back. Nothing here is
 trusted: bounds are proved from the multipliers on the original network. Without scaling, first-order and interior-point
 solvers alike have declared the (always feasible) LipSDP inequality infeasible on ordinary trained networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
 import scipy.sparse as sp
 
+from lipmodel.bridges.balance import balanced
 from lipmodel.elimination import spectral_estimate
 from lipmodel.model.forms import LinearForm, QuadraticForm, Signal
 from lipmodel.model.model import Constraint, Model
+from lipmodel.model.sets import PSD, SparsePSD
 from lipmodel.model.terms import Factored, Term, rescale_expression
 from lipmodel.model.variables import Expression, Variable
 from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection, Sparse, compose
@@ -29,28 +32,63 @@ MAX_QR = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """An equivalent, well-scaled model over the same variables, and the way back: y = factors * (its y)."""
+    """An equivalent, well-scaled model over the same variables, and the way back: y = factors * (its y).
+
+    signals: by signal of the given model, its signal here and the matrix or diagonal S with signal = S @ signal here.
+    """
 
     model: Model
     factors: Mapping[Variable, Array]
-    restore: Callable[[Mapping[Variable, Array]], dict[Variable, Array]]
+    signals: Mapping[Signal, tuple[Signal, Array]]
 
 
 def prepare(model: Model) -> Prepared:
-    """All reductions of this file, in order: output Gram, input QR, signal scaling, variable scaling."""
-    changed = _with_forms(model, [_output_gram(f) for f in model.matrix_constraints])
-    for signal in list(changed.signals):
-        changed = _input_qr(changed, signal)
-    changed = _scaled_signals(changed)
-    return _scaled_variables(model, changed)
+    """All reductions of this file, in order: output Gram, input QR, signal scaling, variable scaling.
+
+    Forms that are to be (scaled) diagonally dominant keep their coordinates. Numbers that overflow scale nothing.
+    """
+    with np.errstate(all="ignore"):
+        return _prepared(model)
 
 
-def _with_forms(model: Model, forms: list[QuadraticForm]) -> Model:
-    replacements = iter(forms)
-    constraints = [
-        replace(c, function=next(replacements)) if isinstance(c.function, QuadraticForm) else c
-        for c in model.constraints
-    ]
+def _prepared(model: Model) -> Prepared:
+    kept = [c for c in model.constraints if not _is_psd(c)]
+    changed = replace(model, constraints=[c for c in model.constraints if _is_psd(c)])
+    changed = _with_forms(changed, [_output_gram(f) for f in changed.matrix_constraints])
+    turned: dict[Signal, tuple[Signal, Array]] = {}
+    reading: dict[Signal, list[Term]] = {}
+    for term in (t for form in changed.matrix_constraints for t in form.terms):
+        for s in term.signals:
+            reading.setdefault(s, []).append(term)
+    for signal, terms in reading.items():
+        changed, basis = _input_qr(changed, signal, terms)
+        if basis is not None:
+            turned[signal] = basis
+    changed, gains = _scaled_signals(changed, {s: basis for s, (_, basis) in turned.items()})
+    ones = {s: (s, np.ones(s.size)) for form in model.matrix_constraints for s in form.signals}
+    signals = {s: (new, basis * gains.get(new, 1.0)) for s, (new, basis) in {**ones, **turned}.items()}
+    forms, others = iter(changed.constraints), iter(kept)
+    constraints = [next(forms) if _is_psd(c) else next(others) for c in model.constraints]
+    used = dict.fromkeys(s for c in constraints if isinstance(c.function, QuadraticForm) for s in c.function.signals)
+    whole = replace(changed, constraints=constraints, signals=list(used))
+    return replace(scaled_variables(whole), signals=signals)
+
+
+def _is_psd(constraint: Constraint) -> bool:
+    return isinstance(constraint.set, PSD | SparsePSD)
+
+
+def _with_forms(
+    model: Model, forms: list[QuadraticForm], renamed: Mapping[Signal, Signal] = MappingProxyType({})
+) -> Model:
+    """The model with other forms in the place of its own, in signals that may be `renamed`."""
+    constraints = []
+    for c, form in zip(model.constraints, forms, strict=True):
+        kind = c.set
+        if renamed and isinstance(kind, SparsePSD) and not isinstance(kind.cliques, str):
+            cliques = tuple(tuple(renamed.get(s, s) for s in clique) for clique in kind.cliques)
+            kind = replace(kind, cliques=cliques)
+        constraints.append(replace(c, function=form, set=kind))
     signals = list(dict.fromkeys(s for f in forms for s in f.signals))
     return replace(model, constraints=constraints, signals=signals)
 
@@ -83,11 +121,15 @@ def _split_columns(matrix: Array, like: LinearForm) -> LinearForm:
     return LinearForm(size=matrix.shape[0], blocks=blocks, role=like.role)
 
 
-def _input_qr(model: Model, signal: Signal) -> Model:
-    """Turn a wide signal that is measured by one scalar ball into the few coordinates that anything else reads."""
-    blocks = _readers(model, signal)
+def _input_qr(model: Model, signal: Signal, read_by: Sequence[Term]) -> tuple[Model, tuple[Signal, Array] | None]:
+    """Turn a wide signal that is measured by one scalar ball into the few coordinates that anything else reads.
+
+    read_by: the terms with the signal, in whatever other coordinates. Also gives the new signal and the basis, shape
+    (size, coordinates), where there are fewer.
+    """
+    blocks = _readers(read_by, signal)
     if not blocks:
-        return model
+        return model, None
     rows = np.vstack([_dense(m) for m in blocks])
     size = np.linalg.norm(rows, axis=1, keepdims=True)
     # rows of unit length: what a layer reads must not vanish beside the larger weights of another
@@ -97,7 +139,7 @@ def _input_qr(model: Model, signal: Signal) -> Model:
     diagonal = np.abs(np.diag(r))
     rank = int(np.count_nonzero(diagonal > 1e-13 * diagonal.max(initial=0.0)))
     if rank == 0 or rank >= signal.size:
-        return model
+        return model, None
     basis = np.ascontiguousarray(q[:, :rank])
     new = LinearForm.of(Signal(name=signal.name, size=rank))
     forms = []
@@ -113,26 +155,23 @@ def _input_qr(model: Model, signal: Signal) -> Model:
                 term = replace(term, left=left, right=right)
             terms.append(term)
         forms.append(QuadraticForm(terms=tuple(terms)))
-    return _with_forms(model, forms)
+    return _with_forms(model, forms, {signal: new.signals[0]}), (new.signals[0], basis)
 
 
-def _readers(model: Model, signal: Signal) -> list[LinearMap]:
+def _readers(terms: Sequence[Term], signal: Signal) -> list[LinearMap]:
     """All matrices that act on the signal besides its ball; none where the signal has to stay as it is."""
     found: dict[int, LinearMap] = {}
-    for form in model.matrix_constraints:
-        for term in form.terms:
-            if signal not in term.signals:
-                continue
-            if not isinstance(term, Factored):
+    for term in terms:
+        if not isinstance(term, Factored):
+            return []
+        if _is_scalar_ball(term, signal):
+            # the coordinates that nothing reads are left with the ball alone, which must be convex by itself
+            if not _is_nonnegative(term.weight):
                 return []
-            if _is_scalar_ball(term, signal):
-                # the coordinates that nothing reads are left with the ball alone, which must be convex by itself
-                if not _is_nonnegative(term.weight):
-                    return []
-                continue
-            for side in (term.left, term.right):
-                if signal in side.blocks:
-                    found[id(side.blocks[signal])] = side.blocks[signal]
+            continue
+        for side in (term.left, term.right):
+            if signal in side.blocks:
+                found[id(side.blocks[signal])] = side.blocks[signal]
     maps = list(found.values())
     if any(_is_identity(m) or m.entries > MAX_QR for m in maps) or sum(m.shape[0] for m in maps) >= 2 * signal.size:
         return []
@@ -177,14 +216,24 @@ def _powers_of_two(values: Any) -> Array:
     return np.exp2(np.clip(np.round(np.log2(np.where(fine, x, 1.0))), -500, 500))
 
 
-def _scaled_signals(model: Model) -> Model:
-    """Scale every signal by the gains its slope restrictions give it, and the form's constants to order one."""
+def _scaled_signals(model: Model, bases: Mapping[Signal, Array]) -> tuple[Model, dict[Signal, Array]]:
+    """Scale every signal so that the multipliers of a closed form are of order one, where that is known.
+
+    Elsewhere by the gains that its slope restrictions give it, and the form's constants to order one. bases: of the
+    inputs that were turned. Also gives by what every signal was divided.
+    """
     gains: dict[Signal, Array] = {}
     for form in model.matrix_constraints:
         for term in form.terms:
             if isinstance(term, Factored) and term.rule is not None and term.rule.kind == "slope":
-                own = term.rule.subject.signal
-                gains[own] = _gain(term, own, gains)
+                own = getattr(term.rule.subject, "signal", None)  # a term stated by hand may name no activation
+                if own is not None:
+                    gains[own] = _gain(term, own, gains)
+    if len(model.matrix_constraints) == 1:
+        found = balanced(model.matrix_constraints[0], gains, bases)
+        if found is not None:
+            units = {s: _powers_of_two(unit) for s, unit in found.items()}
+            return _substituted(model, units), units
     scaled = _substituted(model, gains)
     level = 0.0
     for form in scaled.matrix_constraints:
@@ -194,9 +243,10 @@ def _scaled_signals(model: Model) -> Model:
                 spread = np.sqrt(term.size) if term.size > 1 and term.left is not term.right else 1.0
                 level = max(level, float(np.max(np.abs(term.weight.constant) * left * right)) / spread)
     if level <= 0.0:
-        return scaled
+        return scaled, gains
     factor = _powers_of_two(1.0 / np.sqrt(level))
-    return _substituted(scaled, {s: np.full(s.size, factor) for s in scaled.signals})
+    scaled = _substituted(scaled, {s: np.full(s.size, factor) for s in scaled.signals})
+    return scaled, {s: factor * gains.get(s, np.ones(s.size)) for s in scaled.signals}
 
 
 def _gain(term: Factored, own: Signal, gains: Mapping[Signal, Array]) -> Array:
@@ -255,20 +305,17 @@ def _times(m: LinearMap, c: Array) -> LinearMap:
     return Dense(weights=center * c)
 
 
-def _scaled_variables(original: Model, model: Model) -> Prepared:
+def scaled_variables(model: Model) -> Prepared:
     """y = f y~ with powers of two f such that every variable's largest coefficient is of order one."""
     largest = {v: np.zeros(v.size) for v in model.variables}
-    for form in model.matrix_constraints:
-        for term in form.terms:
-            if isinstance(term, Factored):
-                size = sp.diags_array(_row_sizes(term.left) * _row_sizes(term.right))
-                for v, k in term.weight.coefficients.items():
-                    top = abs(sp.csr_array(size @ k)).max(axis=0).toarray().ravel()
+    for c in model.constraints:
+        if isinstance(c.function, QuadraticForm):
+            for term in c.function.terms if _is_psd(c) else ():
+                for v, top in _largest(term):
                     largest[v] = np.maximum(largest[v], top)
-            else:
-                for t in term.triplets():
-                    if t.variable is not None:
-                        np.maximum.at(largest[t.variable], t.index, np.abs(t.value))
+        else:
+            for v, k in c.function.coefficients.items():
+                largest[v] = np.maximum(largest[v], abs(sp.csr_array(k)).max(axis=0).toarray().ravel())
     factors = {v: 1.0 / _powers_of_two(top) for v, top in largest.items()}
     constraints: list[Constraint] = []
     for c in model.constraints:
@@ -280,8 +327,18 @@ def _scaled_variables(original: Model, model: Model) -> Prepared:
             constraints.append(replace(c, function=rescale_expression(c.function, factors)))
     objective = None if model.objective is None else rescale_expression(model.objective, factors)
     scaled = replace(model, constraints=constraints, objective=objective)
+    return Prepared(model=scaled, factors=factors, signals={})
 
-    def restore(values: Mapping[Variable, Array]) -> dict[Variable, Array]:
-        return {v: factors[v] * np.asarray(values[v]) for v in original.variables}
 
-    return Prepared(model=scaled, factors=factors, restore=restore)
+def _largest(term: Term) -> Iterator[tuple[Variable, Array]]:
+    """The largest modulus of the coefficients of every entry of the term's variables."""
+    if isinstance(term, Factored):
+        size = sp.diags_array(_row_sizes(term.left) * _row_sizes(term.right))
+        for v, k in term.weight.coefficients.items():
+            yield v, abs(sp.csr_array(size @ k)).max(axis=0).toarray().ravel()
+        return
+    for t in term.triplets():
+        if t.variable is not None:
+            top = np.zeros(t.variable.size)
+            np.maximum.at(top, t.index, np.abs(t.value))
+            yield t.variable, top

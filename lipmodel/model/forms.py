@@ -193,7 +193,8 @@ class QuadraticForm:
     __rmul__ = __mul__
 
     def __ge__(self, bound: float) -> Constraint:
-        from lipmodel.model.model import PSD, Constraint
+        from lipmodel.model.model import Constraint
+        from lipmodel.model.sets import PSD
 
         if not (isinstance(bound, int | float | np.integer) and bound == 0):
             raise UsageError(f"write `form >= 0`: a quadratic form is compared with 0, not with {bound!r}")

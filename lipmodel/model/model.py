@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
 from lipmodel.errors import UsageError
 from lipmodel.model.forms import LinearForm, QuadraticForm, Signal
+from lipmodel.model.sets import CONES, PSD, FormSet, SparsePSD, VectorSet
 from lipmodel.model.terms import Congruence, Factored, Rule, Term, all_variables
 from lipmodel.model.variables import Expression, Variable, as_expression
 from lipmodel.spec import as_norm
@@ -22,36 +24,12 @@ Array = np.ndarray[Any, Any]
 BoundMap = Literal["identity", "sqrt"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PSD:
-    """Quadratic forms that are nonnegative for all values of the signals."""
-
-    def __str__(self) -> str:
-        return "positive semidefinite"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nonnegative:
-    """Vectors with nonnegative entries."""
-
-    def __str__(self) -> str:
-        return "nonnegative"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Zero:
-    """The zero vector."""
-
-    def __str__(self) -> str:
-        return "zero"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Constraint:
-    """function in set: a QuadraticForm in PSD, or an Expression in Nonnegative or Zero."""
+    """function in set: a QuadraticForm in a cone of forms, or an Expression in a cone of vectors."""
 
     function: QuadraticForm | Expression
-    set: PSD | Nonnegative | Zero
+    set: FormSet | VectorSet
 
     def __bool__(self) -> bool:
         raise UsageError("a constraint has no truth value: pass it to Model.require")
@@ -59,12 +37,16 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Predicted sizes of a model: numbers of scalar variables, orders of the PSD constraints, their coefficients."""
+    """Predicted sizes of a model: numbers of scalar variables, orders of the PSD constraints, all coefficients.
+
+    dominant: orders of the matrices that are (scaled) diagonally dominant; linear: entries of vectors in cones.
+    """
 
     variables: int
     psd: tuple[int, ...]
     linear: int
     coefficients: int
+    dominant: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -105,10 +87,17 @@ class Model:
         return variable
 
     def multiplier(self, activation: SlopeRestricted, *, tied: bool = False) -> Expression:
-        """Nonnegative multipliers of an activation's quadratic constraint: one per neuron, or (tied) one for all."""
-        size = activation.signal.size
-        t = self.variable(f"t_{activation.name}", 1 if tied else size, nonnegative=True)
-        return t.spread(size)
+        """Nonnegative multipliers of an activation's quadratic constraint: one per neuron, or (tied) one for all.
+
+        Where neurons act in groups (Softmax, ...) there is one per group.
+        """
+        size, groups = activation.signal.size, activation.groups
+        if tied or groups is None:
+            return self.variable(f"t_{activation.name}", 1 if tied else size, nonnegative=True).spread(size)
+        _, group = np.unique(groups, return_inverse=True)
+        t = self.variable(f"t_{activation.name}", int(group.max()) + 1, nonnegative=True)
+        every: Expression = sp.csr_array((np.ones(size), (np.arange(size), group)), shape=(size, t.size)) @ t
+        return every
 
     def ball(self, form: LinearForm, norm: Any) -> tuple[QuadraticForm, Expression]:
         """sum_i kappa_i form_i^2 with new variables kappa >= 0, and half its maximum over the unit ball of the norm.
@@ -125,12 +114,25 @@ class Model:
         weight = self.variable(name, 1 if norm == "2" else form.size, nonnegative=True)
         return inner(form, form, weight=weight.spread(form.size)), weight.sum() * 0.5
 
-    def require(self, constraint: Constraint) -> None:
-        """Add a constraint such as `form >= 0`, `expression >= 0` or `expression.equals(0)`. Raises UsageError."""
+    def require(
+        self,
+        constraint: Constraint,
+        *,
+        cliques: str | Sequence[Sequence[LinearForm | Signal]] | None = None,
+        merge: bool = True,
+        cone: str = "psd",
+    ) -> None:
+        """Add a constraint such as `form >= 0`, `expression >= 0` or `expression.equals(0)`.
+
+        Of a quadratic form: cliques="auto" (or groups of signals that cover its products) takes it apart into one
+        smaller matrix per clique, equivalently, with `merge` merging those that are cheaper together; cone="dd" or
+        "sdd" replaces positive semidefinite by (scaled) diagonally dominant, which is stronger. Raises UsageError.
+        """
         if not isinstance(constraint, Constraint):
             raise UsageError(
                 f"require expects a constraint such as `form >= 0` (or `expression.equals(0)`), got {constraint!r}"
             )
+        constraint = _in_cone(constraint, cliques, merge, cone)
         self.constraints.append(constraint)
         f = constraint.function
         self._adopt(all_variables(f.terms) if isinstance(f, QuadraticForm) else f.coefficients)
@@ -158,8 +160,14 @@ class Model:
 
     @property
     def matrix_constraints(self) -> list[QuadraticForm]:
-        """The quadratic forms required to be nonnegative."""
+        """The quadratic forms required to be nonnegative, in whichever cone."""
         return [c.function for c in self.constraints if isinstance(c.function, QuadraticForm)]
+
+    @property
+    def psd_forms(self) -> list[QuadraticForm]:
+        """The quadratic forms required to be positive semidefinite and nothing more."""
+        pairs = [(c.function, c.set) for c in self.constraints]
+        return [f for f, kind in pairs if isinstance(f, QuadraticForm) and isinstance(kind, PSD | SparsePSD)]
 
     def bound_of(self, objective: float) -> float:
         """The bound that an objective value would give, if it were proved."""
@@ -179,15 +187,28 @@ class Model:
 
     def sizes(self) -> Sizes:
         """Predicted sizes, without expanding anything."""
-        orders = tuple(sum(s.size for s in f.signals) for f in self.matrix_constraints)
+        forms = [(c.function, c.set) for c in self.constraints if isinstance(c.function, QuadraticForm)]
+        psd = tuple(order_of(f) for f, kind in forms if isinstance(kind, PSD | SparsePSD))
+        dominant = tuple(order_of(f) for f, kind in forms if not isinstance(kind, PSD | SparsePSD))
         linear = sum(c.function.size for c in self.constraints if isinstance(c.function, Expression))
-        count = sum(_predicted(t) for f in self.matrix_constraints for t in f.terms)
-        return Sizes(variables=sum(v.size for v in self.variables), psd=orders, linear=linear, coefficients=count)
+        count = sum(predicted_coefficients(f) for f, _ in forms)
+        variables = sum(v.size for v in self.variables)
+        return Sizes(variables=variables, psd=psd, linear=linear, coefficients=count, dominant=dominant)
 
     def __str__(self) -> str:
         from lipmodel.model.render import model_text
 
         return model_text(self)
+
+
+def order_of(form: QuadraticForm) -> int:
+    """The order of the form's matrix."""
+    return sum(s.size for s in form.signals)
+
+
+def predicted_coefficients(form: QuadraticForm) -> int:
+    """About how many coefficients the form expands into, without expanding it."""
+    return sum(_predicted(t) for t in form.terms)
 
 
 def _predicted(term: Term) -> int:
@@ -200,6 +221,40 @@ def _predicted(term: Term) -> int:
 
 def _entries(form: LinearForm) -> int:
     return sum(m.entries for m in form.blocks.values())
+
+
+def _in_cone(constraint: Constraint, cliques: Any, merge: bool, cone: str) -> Constraint:
+    """The constraint in the set that `require` is told. Raises UsageError."""
+    if cone not in CONES:
+        raise UsageError(f"cone={cone!r}: the cones of quadratic forms are {', '.join(CONES)}")
+    if cliques is None and cone == "psd":
+        return constraint
+    form = constraint.function
+    if not isinstance(form, QuadraticForm):
+        raise UsageError("cliques and cone are about quadratic forms: require(form >= 0, ...)")
+    if cliques is None:
+        return replace(constraint, set=CONES[cone])
+    if cone != "psd":
+        raise UsageError(f"cone={cone!r} needs no cliques: its inequalities are as sparse as the form")
+    if not isinstance(cliques, str):
+        cliques = _given_cliques(form, cliques)
+    elif cliques != "auto":
+        raise UsageError(f"cliques={cliques!r}: write 'auto', or groups of signals such as [(system.input, act.post)]")
+    return replace(constraint, set=SparsePSD(cliques=cliques, merge=bool(merge)))
+
+
+def _given_cliques(form: QuadraticForm, groups: Any) -> tuple[tuple[Signal, ...], ...]:
+    """Groups of signals that cover every product of the form. Raises UsageError, naming a product that is missing."""
+    cliques = []
+    for group in groups:
+        listed = [s for g in group for s in ((g,) if isinstance(g, Signal) else getattr(g, "signals", (g,)))]
+        if not all(isinstance(s, Signal) for s in listed):
+            raise UsageError(f"a clique is a group of signals such as (system.input, act.post), not {group!r}")
+        cliques.append(tuple(s for s in dict.fromkeys(listed) if s in form.signals))
+    for a, b in {pair for t in form.terms for pair in t.pattern()}:
+        if not any(a in c and b in c for c in cliques):
+            raise UsageError(f"no clique holds both {a!r} and {b!r}, whose product is in the form")
+    return tuple(c for c in cliques if c)
 
 
 def _whole(value: Any, what: str) -> int:

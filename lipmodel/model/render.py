@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.model.forms import QuadraticForm
+from lipmodel.model.sets import PSD
 from lipmodel.model.terms import Coefficients, Congruence, Factored
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ def model_text(model: Model) -> str:
         lines.append(f"  minimize   {_affine(model.objective)}    (bound: {root}the optimum)")
     for c in model.constraints:
         if isinstance(c.function, QuadraticForm):
-            lines.append("  require    for all signals: 0 <=")
+            cone = "" if isinstance(c.set, PSD) else f" ({c.set})"
+            lines.append(f"  require    for all signals: 0 <={cone}")
             lines.extend(f"               {_term(t)}" for t in c.function.terms)
         else:
             lines.append(f"  require    {_affine(c.function)} {c.set}")
     sizes = model.sizes()
-    orders = " + ".join(str(n) for n in sizes.psd) or "none"
+    named = [("PSD", sizes.psd), ("dominant", sizes.dominant)]
+    orders = [f"{name} order {' + '.join(map(str, found))}" for name, found in named if found] or ["PSD order none"]
     coefficients = f"about {sizes.coefficients} coefficients"
-    lines.append(f"  size       {sizes.variables} variables, PSD order {orders}, {coefficients}")
+    lines.append(f"  size       {sizes.variables} variables, {', '.join(orders)}, {coefficients}")
     return "\n".join(lines)
 
 

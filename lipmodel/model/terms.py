@@ -20,6 +20,8 @@ from lipmodel.network.linear import LinearMap, Selection
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[Signal, Signal]
+DENSE = 0.2
+"""Share of nonzeros from which a matrix is multiplied as a dense one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,8 +148,13 @@ class Factored:
     def triplets(self) -> Iterator[Triplets]:
         lefts = _centers(self.left)
         rights = lefts if self.right is self.left else _centers(self.right)
+        constant = bool(np.any(self.weight.constant))
         for a, left in lefts.items():
             for b, right in rights.items():
+                if constant:
+                    yield _gram(a, b, left, right, self.weight.constant)
+                if not self.weight.coefficients:
+                    continue
                 entry, rows, cols, products = _row_products(left, right)
                 if a is b:
                     # (l r' + r l') / 2 is symmetric: both (i, j) and (j, i) fold onto the lower triangle.
@@ -385,18 +392,36 @@ def _row_products(left: Any, right: Any) -> tuple[Array, Array, Array, Array]:
     return entry, left.indices[a], right.indices[b], left.data[a] * right.data[b]
 
 
+def _gram(a: Signal, b: Signal, left: Any, right: Any, weight: Array) -> Triplets:
+    """sum_i weight_i left_i right_i without variables: one product of matrices, of which every entry comes once."""
+    scaled = sp.csr_array(sp.diags_array(weight) @ left)
+    if min(left.nnz, right.nnz) > DENSE * max(left.shape[0] * min(left.shape[1], right.shape[1]), 1):
+        product = sp.coo_array(scaled.toarray().T @ right.toarray())
+    else:
+        product = sp.coo_array(scaled.T @ right)
+    (rows, cols), values = product.coords, product.data
+    if a is b:
+        rows, cols = np.maximum(rows, cols), np.minimum(rows, cols)
+        block, values = (a, a), np.where(rows == cols, values, 0.5 * values)
+    else:
+        block, values = _ordered(a, b), 0.5 * values
+        if block[0] is b:
+            rows, cols = cols, rows
+    return Triplets(block=block, row=rows, col=cols, variable=None, index=np.full(len(values), -1), value=values)
+
+
 def _weighted(
     block: Pair, entry: Array, rows: Array, cols: Array, products: Array, weight: Expression
 ) -> Iterator[Triplets]:
-    def make(variable: Variable | None, index: Array, r: Array, c: Array, v: Array) -> Triplets:
+    def make(variable: Variable, index: Array, r: Array, c: Array, v: Array) -> Triplets:
         return Triplets(block=block, row=r, col=c, variable=variable, index=index, value=v)
 
-    if np.any(weight.constant):
-        kept = weight.constant[entry] != 0
-        e = entry[kept]
-        yield make(None, np.full(len(e), -1), rows[kept], cols[kept], products[kept] * weight.constant[e])
     for variable, k in weight.coefficients.items():
-        counts = np.diff(k.indptr)[entry]
+        each = np.diff(k.indptr)
+        if np.all(each == 1):
+            yield make(variable, k.indices[entry], rows, cols, products * k.data[entry])
+            continue
+        counts = each[entry]
         if not counts.any():
             continue
         spread = np.repeat(np.arange(len(entry)), counts)

@@ -13,6 +13,7 @@ from lipmodel.errors import UsageError
 
 if TYPE_CHECKING:
     from lipmodel.model.model import Constraint
+    from lipmodel.model.sets import VectorSet
 
 Array = np.ndarray[Any, Any]
 
@@ -144,20 +145,34 @@ class Expression:
         return result
 
     def __ge__(self, bound: Any) -> Constraint:
-        from lipmodel.model.model import Constraint, Nonnegative
+        from lipmodel.model.model import Constraint
+        from lipmodel.model.sets import Nonnegative
 
         return Constraint(function=self - bound, set=Nonnegative())
 
     def __le__(self, bound: Any) -> Constraint:
-        from lipmodel.model.model import Constraint, Nonnegative
+        from lipmodel.model.model import Constraint
+        from lipmodel.model.sets import Nonnegative
 
         return Constraint(function=bound - self, set=Nonnegative())
 
     def equals(self, bound: Any) -> Constraint:
         """The equality self = bound (`==` is left alone)."""
-        from lipmodel.model.model import Constraint, Zero
+        from lipmodel.model.model import Constraint
+        from lipmodel.model.sets import Zero
 
         return Constraint(function=self - bound, set=Zero())
+
+    def in_cone(self, kind: VectorSet) -> Constraint:
+        """The constraint that the vector lies in a set such as `lm.SecondOrder()`. Raises UsageError."""
+        from lipmodel.model.model import Constraint
+        from lipmodel.model.sets import RotatedSecondOrder, SecondOrder
+
+        if isinstance(kind, SecondOrder | RotatedSecondOrder):
+            block, least = kind.block or self.size, 2 + isinstance(kind, RotatedSecondOrder)
+            if block < least or self.size % block:
+                raise UsageError(f"{self.size} entries are no vectors of {block} entries {kind}")
+        return Constraint(function=self, set=kind)
 
     def __repr__(self) -> str:
         parts = [v.name for v in self.coefficients]
