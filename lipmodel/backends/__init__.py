@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends.base import Backend, Installed, Missing
 from lipmodel.errors import BackendUnavailable, UsageError
 
-__all__ = ["Backend", "backend", "backend_names", "register_backend"]
+if TYPE_CHECKING:
+    from lipmodel.model.model import Model
+
+__all__ = ["Backend", "backend", "backend_names", "register_backend", "to_native"]
 
 _REGISTERED: dict[str, type[Backend]] = {}
 _BUILT_IN = {
     "native": "lipmodel.backends.native:Native",
+    "highs": "lipmodel.backends.highs:Highs",
     "clarabel": "lipmodel.backends.clarabel:Clarabel",
     "scs": "lipmodel.backends.scs:SCS",
+    "mosek": "lipmodel.backends.mosek:Mosek",
+    "sdpa": "lipmodel.backends.sdpa:SDPA",
+    "cvxopt": "lipmodel.backends.cvxopt:CVXOPT",
+    "copt": "lipmodel.backends.copt:Copt",
+    "cvxpy": "lipmodel.backends.cvxpy:CVXPY",
+    "picos": "lipmodel.backends.picos:PICOS",
 }
+"""In the order in which they are asked whether they take a model; those on request are not asked."""
 
 
 def register_backend(cls: type[Backend]) -> type[Backend]:
@@ -56,3 +68,15 @@ def backend(name: str | Backend, *, usable: bool = True) -> Backend:
         if not isinstance(state, Installed):
             raise BackendUnavailable(f"the backend {name!r} is {state}")
     return solver
+
+
+def to_native(model: Model, name: str) -> Any:
+    """The model as a problem object of a modelling language, "cvxpy" or "picos", to go on with by hand.
+
+    It keeps the names, the signs and the factors of the model, in the model's own units; sets that the language lacks
+    are reformulated first. Raises UsageError for a backend without problem objects, BackendUnavailable.
+    """
+    solver = backend(name)
+    if not hasattr(solver, "to_native"):
+        raise UsageError(f"the backend {name!r} has no problem objects: choose cvxpy or picos")
+    return solver.to_native(model)

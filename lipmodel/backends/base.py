@@ -50,21 +50,39 @@ Availability = Installed | Missing | Unlicensed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackendOption:
+    """One setting of a backend (`--backend-option NAME=VALUE`), of the type of its default; choices: of a text."""
+
+    name: str
+    default: bool | int | float | str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a backend accepts, as data.
 
-    cones: sets of the conic form; structured: reads the factors of a model itself and may refuse a model; max_order:
-    the PSD order beyond which it is not chosen by itself; precision: the relative accuracy it reaches; feasible: its
-    points satisfy the constraints and are no worse than closed forms, and "optimal" rests on a feasible dual point.
+    cones: sets of the conic form, of "psd", "soc", "rsoc", "nonnegative", "zero", "free"; form: whether the solver sees
+    the matrix inequalities themselves (geometric) or the dual, matrix variables with one equality per variable of the
+    model (standard); structured: reads the factors of a model itself and may refuse a model; max_order: the PSD order
+    beyond which it is not chosen by itself; on_request: never chosen by itself; precision: the relative accuracy it
+    reaches; feasible: its points satisfy the constraints and are no worse than closed forms, and "optimal" rests on a
+    feasible dual point; progress: whether it reports its states; options: its own settings; passes_on: which other
+    names reach the solver as they are.
     """
 
     cones: frozenset[str]
+    form: Literal["geometric", "standard"] = "geometric"
     structured: bool = False
     max_order: int = 400
+    on_request: bool = False
     precision: float = 1e-8
     feasible: bool = False
     progress: bool = False
     licence: str = "free"
+    options: tuple[BackendOption, ...] = ()
+    passes_on: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +103,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolveOptions:
-    """tol: relative, on the bound. time_limit: seconds. native: passed to the solver as it is."""
+    """tol: relative, on the bound. time_limit: seconds. verbose: the solver's own log, on stdout.
+
+    native: the backend's own settings by name; what it does not know, the solver gets as it is.
+    """
 
     tol: float = 1e-6
     time_limit: float | None = None
@@ -99,7 +120,8 @@ class SolveOptions:
 class Point:
     """What a solver gave back: values of the model's variables (or None), its own objective and lower estimate.
 
-    objective, lower: in the units of the model's objective; None where the solver has none.
+    objective, lower: in the units of the model's objective; None where the solver has none. plan: the steps from the
+    model to what the solver got.
     """
 
     values: Mapping[Variable, Array] | None
@@ -108,6 +130,7 @@ class Point:
     lower: float | None = None
     iterations: int | None = None
     message: str = ""
+    plan: str = ""
 
 
 @runtime_checkable

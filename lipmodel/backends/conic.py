@@ -1,20 +1,19 @@
-"""What backends for general conic programs share: the scaled program, checked options, and an honest point."""
+"""What backends for general conic programs share: the scaled program and an honest point."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lipmodel.backends.base import Point, SolveOptions, Termination
-from lipmodel.errors import UsageError
+from lipmodel.backends.base import Capabilities, Point, Progress, SolveOptions, Termination
 
 if TYPE_CHECKING:
+    from lipmodel.bridges.plan import Compiled
     from lipmodel.bridges.program import ConeProgram
-    from lipmodel.bridges.scaling import Prepared
+    from lipmodel.bridges.standard import StandardProgram
     from lipmodel.model.model import Model
 
 Array = np.ndarray[Any, Any]
@@ -24,22 +23,34 @@ SETTLED = 1e-11
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
-    """A model ready for a conic solver: the scaled program, the unit of its cost, and the seconds that are left."""
+    """A model ready for a conic solver: the program, the unit of its cost, and the seconds that are left."""
 
-    prepared: Prepared
-    program: ConeProgram
+    compiled: Compiled
     unit: float
     time_left: float | None
     tol: float
 
     @property
+    def program(self) -> ConeProgram:
+        """What the solver gets; auxiliary variables are at the end."""
+        return self.compiled.program
+
+    @property
     def cost(self) -> Array:
         return self.program.cost / self.unit
+
+    @property
+    def standard(self) -> StandardProgram:
+        """The dual in standard form, with the scaled cost."""
+        from lipmodel.bridges.standard import StandardProgram
+
+        return StandardProgram(geometric=replace(self.program, cost=self.cost))
 
     def is_finite(self) -> bool:
         """Whether all coefficients are in the range of floats."""
         p = self.program
-        parts = (p.cost, p.ineq.data, p.ineq_rhs, p.eq.data, p.eq_rhs, *(block.value for block in p.psd))
+        parts = [p.cost, p.ineq.data, p.ineq_rhs, p.eq.data, p.eq_rhs, *(block.value for block in p.psd)]
+        parts += [part for block in p.soc for part in (block.matrix.data, block.rhs)]
         return all(bool(np.all(np.isfinite(part))) for part in parts)
 
     def point(
@@ -58,55 +69,41 @@ class Task:
             gap = abs(objective - lower)
             termination = "optimal" if gap <= self.tol * abs(objective) + SETTLED else "inaccurate"
         return Point(
-            values=self.prepared.restore(self.program.values(values)),
+            values=self.compiled.values(values),
             termination=termination,
             objective=self._in_model(objective),
             lower=self._in_model(lower),
             iterations=iterations,
             message=message,
+            plan=str(self.compiled.plan),
         )
+
+    def progress(self, *, iteration: int, objective: float, lower: float, seconds: float) -> Progress:
+        """A state of the solver, from its primal and dual objective in units of the scaled cost."""
+        values = [float(value) * self.unit + self.program.offset for value in (objective, lower)]
+        return Progress(iteration=iteration, objective=values[0], lower=values[1], seconds=seconds)
 
     def _in_model(self, value: float) -> float | None:
         number = float(value) * self.unit + self.program.offset
         return number if np.isfinite(number) else None
 
 
-def task(model: Model, options: SolveOptions) -> Task:
-    """Scale and expand a model. Raises LipmodelError where it is too large."""
-    from lipmodel.bridges.program import cone_program
-    from lipmodel.bridges.scaling import prepare
+GENERAL = Capabilities(cones=frozenset({"psd", "nonnegative", "zero"}))
+
+
+def task(model: Model, options: SolveOptions, capabilities: Capabilities = GENERAL) -> Task:
+    """The model in the cones and the form of a solver. Raises LipmodelError where it is too large or no plan exists."""
+    from lipmodel.bridges.plan import compile_model
 
     started = time.monotonic()
-    prepared = prepare(model)
-    program = cone_program(prepared.model)
+    compiled = compile_model(model, capabilities)
     left = None if options.time_limit is None else options.time_limit - (time.monotonic() - started)
-    unit = float(np.abs(program.cost).max(initial=0.0)) or 1.0
-    return Task(prepared=prepared, program=program, unit=unit, time_left=left, tol=options.tol)
+    unit = float(np.abs(compiled.program.cost).max(initial=0.0)) or 1.0
+    return Task(compiled=compiled, unit=unit, time_left=left, tol=options.tol)
 
 
-def refusal(model: Model) -> str | None:
+def refusal(model: Model, capabilities: Capabilities = GENERAL) -> str | None:
     """Why a solver that needs all coefficients cannot take the model, even reduced, or None."""
-    from lipmodel.bridges.program import MAX_COEFFICIENTS, too_large
-    from lipmodel.bridges.scaling import prepare
+    from lipmodel.bridges.plan import reason_against
 
-    excess = too_large(model)
-    if excess is None or max(model.sizes().psd) ** 2 > MAX_COEFFICIENTS:
-        return excess
-    return too_large(prepare(model).model)
-
-
-def check_options(backend: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, of the types of the solver's own defaults `known`. Raises UsageError, naming what there is."""
-    checked = {}
-    for key, value in given.items():
-        if key not in known:
-            raise UsageError(f"the backend {backend!r} has no option {key!r}; its options: {', '.join(sorted(known))}")
-        kind = type(known[key])
-        wrong = UsageError(f"option {key} of {backend!r}: {value!r} is not a {kind.__name__} (default {known[key]!r})")
-        if kind is bool and value not in (True, False):
-            raise wrong
-        try:
-            checked[key] = kind(value)
-        except (TypeError, ValueError):
-            raise wrong from None
-    return checked
+    return reason_against(model, capabilities)

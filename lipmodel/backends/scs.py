@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from lipmodel.backends.base import Availability, Capabilities, Installed, Missing, Point, SolveOptions, Termination
-from lipmodel.backends.conic import Task, check_options, refusal, task
+from lipmodel.backends.base import Availability, Capabilities, Point, SolveOptions, Termination
+from lipmodel.backends.conic import Task, refusal
+from lipmodel.backends.running import Answer, solve_conic
+from lipmodel.backends.settings import LOG_LEVEL, MAX_ITERATIONS, Settings, distribution_state
 
 if TYPE_CHECKING:
     from lipmodel.model.model import Model
@@ -38,56 +40,61 @@ class SCS:
 
     name = "scs"
     description = "SCS operator splitting (C), any model, moderate accuracy"
-    capabilities = Capabilities(cones=frozenset({"psd", "nonnegative", "zero"}), max_order=600, precision=1e-4)
+    capabilities = Capabilities(
+        cones=frozenset({"psd", "soc", "nonnegative", "zero"}),
+        max_order=600,
+        precision=1e-4,
+        licence="MIT",
+        options=(MAX_ITERATIONS, LOG_LEVEL),
+        passes_on="the settings of SCS by their names, such as eps_abs=1e-6",
+    )
 
     def available(self) -> Availability:
-        try:
-            import scs
-        except ImportError:
-            return Missing(extra="scs")
-        return Installed(version=str(scs.__version__))
+        return distribution_state("scs", "scs", "scs")
 
     def refuses(self, model: Model) -> str | None:
-        return refusal(model)
+        return refusal(model, self.capabilities)
 
     def solve(self, model: Model, options: SolveOptions) -> Point:
-        import scs
+        """Raises UsageError for an unknown option."""
+        return solve_conic(self, model, options, _run, _DEFAULTS)
 
-        native = check_options(self.name, options.native, _DEFAULTS)
-        work = task(model, options)
-        if work.time_left is not None and work.time_left <= 0.0:
-            return Point(values=None, termination="time-limit", message="no time left to solve in")
-        if not work.is_finite():
-            return Point(values=None, termination="failed", message="coefficients out of the range of floats")
-        accuracy = max(1e-2 * options.tol, 1e-9)
-        settings = {"eps_abs": accuracy, "eps_rel": accuracy, "max_iters": 50_000, "verbose": options.verbose}
-        if options.max_iterations is not None:
-            settings["max_iters"] = options.max_iterations
-        if work.time_left is not None:
-            settings["time_limit_secs"] = work.time_left
-        solution = scs.SCS(*_data(work), **{**settings, **native}).solve()
-        info = solution["info"]
-        status = str(info["status"])
-        return work.point(
-            solution["x"],
-            _termination(int(info["status_val"]), status),
-            float(info["pobj"]),
-            float(info["dobj"]),
-            iterations=int(info["iter"]),
-            message=status,
-        )
+
+def _run(work: Task, told: Settings) -> Answer:
+    import scs
+
+    # the optimum of a deep network, or of one taken apart into cliques, is far below one
+    settings = {"eps_abs": max(1e-3 * work.tol, 1e-9), "eps_rel": max(1e-2 * work.tol, 1e-9)}
+    settings |= {"max_iters": 50_000, "verbose": told.log_level > 0}
+    if told.max_iterations:
+        settings["max_iters"] = told.max_iterations
+    if work.time_left is not None:
+        settings["time_limit_secs"] = work.time_left
+    solution = scs.SCS(*_data(work), **{**settings, **told.passed}).solve()
+    info = solution["info"]
+    status = str(info["status"])
+    return Answer(
+        x=solution["x"],
+        termination=_termination(int(info["status_val"]), status),
+        objective=float(info["pobj"]),
+        lower=float(info["dobj"]),
+        iterations=int(info["iter"]),
+        message=status,
+    )
 
 
 def _data(work: Task) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Data and cone of SCS's form: min c'x subject to A x + s = b, s in the zero, nonnegative and PSD cones."""
+    """Data and cone of SCS's form: min c'x, A x + s = b, s in the zero, nonnegative, second-order and PSD cones."""
     from lipmodel.bridges.program import svec
 
     program = work.program
     parts = [(program.eq, program.eq_rhs), (program.ineq, program.ineq_rhs)]
+    parts += [(soc.matrix, soc.rhs) for soc in program.soc]
     parts += [svec(block, program.size, upper=False) for block in program.psd]
     matrix = sp.csc_matrix(sp.vstack([-a for a, _ in parts if a.shape[0]]))
     data = {"A": matrix, "b": np.concatenate([b for _, b in parts]), "c": work.cost}
-    return data, {"z": program.eq.shape[0], "l": program.ineq.shape[0], "s": [block.order for block in program.psd]}
+    cone = {"z": program.eq.shape[0], "l": program.ineq.shape[0]}
+    return data, {**cone, "q": [len(soc.rhs) for soc in program.soc], "s": [block.order for block in program.psd]}
 
 
 def _termination(value: int, text: str) -> Termination:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lipmodel.cli.common import add_command, screen_width
 
 if TYPE_CHECKING:
-    from lipmodel.backends.base import Backend
+    from lipmodel.backends.base import Backend, BackendOption, Capabilities
 
 _EXAMPLES = """\
   lipmodel backends
@@ -39,39 +39,87 @@ def run(args: argparse.Namespace) -> int:
 
 def _listed() -> list[str]:
     from lipmodel.backends import backend, backend_names
+    from lipmodel.backends.base import Unlicensed
     from lipmodel.report.tables import table
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in backend_names():
         try:
             solver = backend(name, usable=False)
             c = solver.capabilities
-            reads = "structure" if c.structured else "any model"
-            state = str(solver.available())
-            row = (name, state, reads, str(c.max_order), f"{c.precision:.0e}", c.licence, solver.description)
+            state = solver.available()
+            said = "unlicensed" if isinstance(state, Unlicensed) else str(state)
+            limit = "on request" if c.on_request else str(c.max_order) if _takes_matrices(c) else ""
+            row: tuple[str, ...] = (
+                name,
+                said,
+                _cones(c),
+                _form(c),
+                limit,
+                f"{c.precision:.0e}",
+                c.licence,
+                solver.description,
+            )
         except Exception as error:  # a third party's plug-in must not hide the others
-            row = (name, f"broken: {type(error).__name__}: {error}", "", "", "", "", "")
+            row = (name, f"broken: {type(error).__name__}: {error}", *[""] * 6)
         rows.append(row)
-    header = ("backend", "state", "reads", "order", "precision", "licence", "description")
+    header = ("backend", "state", "cones", "form", "order", "precision", "licence", "description")
     note = [
         "",
         "The first in this order that takes a model is used; `order` is the largest matrix inequality that it is",
-        "chosen for by itself (-b takes it at any size). None is trusted: bounds are proved from what they return.",
+        "chosen for by itself (-b takes it at any size), on request: only with -b. None is trusted: bounds are proved",
+        "from what they return. `lipmodel backends NAME` shows the options of one.",
     ]
     return [*table(header, rows, width=screen_width()), *note]
 
 
+_ORDER = ("psd-factored", "psd", "soc", "rsoc", "nonnegative", "zero", "free")
+_SHORT = {"psd-factored": "psd (factors)", "nonnegative": "linear"}
+
+
+def _cones(c: Capabilities) -> str:
+    """The cones in few words: nonnegative, zero and free are what a solver of rows has."""
+    known = sorted(c.cones - {"zero", "free"}, key=lambda cone: (_ORDER.index(cone) if cone in _ORDER else 99, cone))
+    return ", ".join(_SHORT.get(cone, cone) for cone in known)
+
+
+def _takes_matrices(c: Capabilities) -> bool:
+    return c.structured or "psd" in c.cones
+
+
+def _form(c: Capabilities) -> str:
+    return "factors" if c.structured else c.form
+
+
 def _described(solver: Backend) -> list[str]:
-    from lipmodel.report.tables import facts, printable
+    from lipmodel.report.tables import facts, printable, table
 
     c = solver.capabilities
+    form = {
+        "factors": "reads the factors of a model; may refuse a model",
+        "geometric": "geometric: the matrix inequalities themselves, one variable for each of the model's",
+        "standard": "standard: the dual, matrix variables with one equality for each variable of the model",
+    }[_form(c)]
+    order = (
+        "any, only on request (-b)" if c.on_request else f"{c.max_order}: the largest that it is chosen for by itself"
+    )
     pairs = [
         ("state", str(solver.available())),
-        ("reads", "the factors of a model; may refuse a model" if c.structured else "the coefficients of any model"),
         ("cones", ", ".join(sorted(c.cones))),
-        ("order", f"{c.max_order}: the largest matrix inequality that it is chosen for by itself"),
+        ("form", form),
+        ("order", order),
         ("precision", f"{c.precision:.0e} relative"),
         ("progress", "reported" if c.progress else "none"),
         ("licence", c.licence),
     ]
-    return [f"{solver.name}: {printable(solver.description)}", "", *facts(pairs)]
+    lines = [f"{solver.name}: {printable(solver.description)}", "", *facts(pairs)]
+    if c.options:
+        rows = [(o.name, str(o.default) or "(none)", o.help + _choices(o)) for o in c.options]
+        lines += ["", "options (--backend-option NAME=VALUE):", "", *table(("name", "default", "help"), rows)]
+    if c.passes_on:
+        lines += ["", f"passed on: {c.passes_on}"]
+    return lines
+
+
+def _choices(option: BackendOption) -> str:
+    return f" ({', '.join(option.choices)})" if option.choices else ""

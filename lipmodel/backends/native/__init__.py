@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from lipmodel.backends.base import Availability, Capabilities, Installed, Point, Progress, SolveOptions, Termination
+from lipmodel.backends.base import (
+    Availability,
+    BackendOption,
+    Capabilities,
+    Installed,
+    Point,
+    Progress,
+    SolveOptions,
+    Termination,
+)
 from lipmodel.model.model import Model, values_of
 from lipmodel.model.variables import Variable
 
@@ -37,6 +46,11 @@ class Native:
         precision=1e-8,
         feasible=True,
         progress=True,
+        licence="Apache-2.0",
+        options=(
+            BackendOption(name="max_iterations", default=200, help="iterations at most"),
+            BackendOption(name="memory", default=0, help="bytes that a solve may take (0: 60 % of what is available)"),
+        ),
     )
 
     def available(self) -> Availability:
@@ -79,7 +93,8 @@ def _graded(model: Model, point: Point, options: SolveOptions) -> Point:
 def _limits(options: SolveOptions) -> dict[str, Any]:
     from lipmodel.backends.settings import check_options
 
-    limits = check_options(Native.name, options.native, {"max_iterations": 200, "memory": 0})
+    known = {option.name: option.default for option in Native.capabilities.options}
+    limits = known | check_options(Native.name, options.native, known)
     limits |= {"tol": AIM * options.tol, "time_limit": options.time_limit}
     if options.max_iterations is not None:
         limits["max_iterations"] = options.max_iterations
