@@ -12,7 +12,7 @@ from lipmodel.cli.common import (
     add_problem,
     add_verbose,
     check_destination,
-    network_path,
+    network_of,
     question,
     stdout_for_the_answer,
 )
@@ -20,10 +20,12 @@ from lipmodel.cli.common import (
 _EXAMPLES = """\
   lipmodel export net.onnx -f lipsdp-neuron net.dat-s
   lipmodel export net.onnx -f geolip --norm inf:2 net.dat-s && csdp net.dat-s net.sol
-  lipmodel export net.onnx -f geolip --norm inf --outputs 3 net.dat-s
+  lipmodel export net.onnx -f geolip --norm inf --outputs 3 --form standard net.cbf.gz
 
-The file holds the scaled problem, which is what every backend gets; OUT.map.json says which number of the file is which
-variable, its scale factor, and how the bound follows from the optimum. A solver's optimum is not a proved bound."""
+OUT.EXT: .dat-s (SDPA, CSDP), .cbf (Conic Benchmark Format), .mat (SeDuMi), .ptf, .task, .jtask (MOSEK, which writes
+them), .mps and .lp (linear programs), .model.json (lipmodel's own, factors kept); .gz may follow, but for .mat.
+The file holds the scaled problem, which is what every backend gets; OUT.EXT.map.json says what its numbers mean, and is
+all that `lipmodel certify` needs to bring a solution home. A solver's optimum is not a proved bound."""
 
 
 def add(commands: Any) -> None:
@@ -37,25 +39,31 @@ def add(commands: Any) -> None:
     )
     add_network(parser)
     parser.add_argument(
-        "out", metavar="OUT.dat-s", help="the file to write, SDPA sparse; its map OUT.dat-s.map.json goes beside it"
+        "out", metavar="OUT.EXT", help="the file to write; its suffix names the format, its map goes beside it"
     )
     add_formulation(parser, required=True, help="the formulation, by name or from your own file")
     add_problem(parser)
+    parser.add_argument(
+        "--form",
+        choices=("geometric", "standard"),
+        help="geometric: matrix inequalities in the variables of the model; standard: the dual of that, with matrix "
+        "variables (default: what suits the format; SDPA and SeDuMi files state both)",
+    )
     add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the two files and name them."""
-    from lipmodel.io import check_format
+    from lipmodel.io import format_of
     from lipmodel.report.tables import printable
 
-    check_format(args.out)
+    format_of(args.out)
     check_destination(args.out, "export")
-    path = network_path(args.network)
+    network = network_of(args)
     with stdout_for_the_answer(verbose=args.verbose):
         from lipmodel import pipeline
 
-        written = pipeline.export(path, args.formulation, args.out, **question(args))
+        written = pipeline.export(network, args.formulation, args.out, **question(args), form=args.form)
     print(printable(f"wrote {written[0]} and {written[1]}"))
     return 0

@@ -1,76 +1,162 @@
-"""The SDPA sparse format (Fujisawa, Kojima, Nakata & Yamashita, SDPA User's Manual), which CSDP reads too.
+"""The SDPA sparse format (Fujisawa, Kojima, Nakata & Yamashita, SDPA User's Manual), which CSDP and others read too.
 
-    minimise  sum_j c_j x_j   subject to   sum_j F_j x_j - F_0  positive semidefinite
+    (P)  minimise  sum_j c_j x_j   subject to   sum_j F_j x_j - F_0  positive semidefinite
+    (D)  maximise  <F_0, Y>        subject to   <F_j, Y> = c_j for every j,   Y positive semidefinite
 
-A matrix inequality C + sum_j y_j A_j >= 0 is a block with F_j = A_j and F_0 = -C. Linear rows G y + h >= 0 and both
-directions of equalities E y + f = 0 share one last block, diagonal, which the format marks by a negative size.
+A matrix inequality C + sum_j y_j A_j >= 0 is a block with F_j = A_j and F_0 = -C, and x = y. Linear rows G y + h >= 0
+share one last block, diagonal, which the format marks by a negative size. Second-order cones are written as matrix
+inequalities, equalities as pairs of inequalities.
+(P) is the geometric form and (D) its standard form (with <F_0, Y> = -<C, Y>): one file states both.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.errors import LipmodelError
+from lipmodel.io.text import Malformed, comment, floats, inside, lines_of, refusing, rows_text, table, whole
+
 if TYPE_CHECKING:
     from lipmodel.bridges.program import ConeProgram
 
 Array = np.ndarray[Any, Any]
-CHUNK = 200_000
+
+_PUNCTUATION = str.maketrans(",(){}", "     ")
+_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
-def unit_of(program: ConeProgram) -> float:
-    """The power of two that the cost is divided by in the file, so that its largest entry is of order one."""
-    largest = float(np.abs(program.cost).max(initial=0.0))
-    return 2.0 ** round(math.log2(largest)) if largest > 0.0 else 1.0
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SdpaProblem:
+    """What a file says. cost: (m,); orders: of the blocks, negative for diagonal ones.
 
-
-def linear_rows(program: ConeProgram) -> tuple[Any, Array]:
-    """The rows of the diagonal block, matrix (rows, n) and constants: inequalities, equalities, equalities negated."""
-    matrix = sp.csr_array(sp.vstack([program.ineq, program.eq, -program.eq]))
-    return matrix, np.concatenate([program.ineq_rhs, program.eq_rhs, -program.eq_rhs])
-
-
-def sdpa_file(program: ConeProgram, unit: float, *, comments: Sequence[str] = ()) -> bytes:
-    """The file: comments, numbers of variables and blocks, their orders, cost / unit, entries by matrix and block.
-
-    Numbers are written so that they read back exactly.
+    Entries: matrix (0 for F_0), block, row <= col, all but the first counted from 1, and value; each entry once.
     """
-    matrix, constants = linear_rows(program)
-    orders = [block.order for block in program.psd] + ([-len(constants)] if len(constants) else [])
-    lines = [f'"{_comment(text)}' for text in comments]
-    lines += [str(program.size), str(len(orders)), " ".join(map(str, orders))]
-    lines.append(" ".join(repr(c) for c in (program.cost / unit).tolist()))
-    parts = ["\n".join(lines), "\n"]
-    columns = _entries(program, matrix, constants)
-    order = np.lexsort(columns[3::-1])
-    for start in range(0, len(order), CHUNK):
-        rows = zip(*(column[order[start : start + CHUNK]].tolist() for column in columns), strict=True)
-        parts.append("".join(f"{m} {b} {i} {j} {v!r}\n" for m, b, i, j, v in rows))
-    return "".join(parts).encode()
+
+    comments: tuple[str, ...] = ()
+    cost: Array
+    orders: tuple[int, ...]
+    matrix: Array
+    block: Array
+    row: Array
+    col: Array
+    value: Array
 
 
-def _entries(program: ConeProgram, matrix: Any, constants: Array) -> tuple[Array, ...]:
-    """Matrix number (0: F_0), block number, row, column and value of every entry; counted from 1, row <= column."""
-    parts: list[tuple[Array, ...]] = []
-    for number, block in enumerate(program.psd, start=1):
-        value = np.where(block.var < 0, -block.value, block.value)
-        parts.append((block.var + 1, np.full(len(value), number), block.col + 1, block.row + 1, value))
-    if len(constants):
-        number = len(program.psd) + 1
-        coo = sp.coo_array(matrix)
-        rows, columns = coo.coords
-        parts.append((columns + 1, np.full(coo.nnz, number), rows + 1, rows + 1, coo.data))
-        at = np.flatnonzero(constants)
-        parts.append((np.zeros(len(at), dtype=np.int64), np.full(len(at), number), at + 1, at + 1, -constants[at]))
-    joined = tuple(np.concatenate([part[k] for part in parts]) for k in range(5))
-    kept = joined[4] != 0.0
-    return tuple(column[kept] for column in joined)
+def write(program: ConeProgram, unit: float, *, form: str, comments: Sequence[str]) -> bytes:
+    """The file of a program, which states both forms."""
+    return sdpa_bytes(sdpa_problem(program, unit, comments=comments))
 
 
-def _comment(text: str) -> str:
-    """One line of printable ASCII: readers of the format differ in what else they accept."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:200]
+def sdpa_problem(program: ConeProgram, unit: float, *, comments: Sequence[str] = ()) -> SdpaProblem:
+    """The problem with its cost divided by `unit`.
+
+    Raises LipmodelError for equalities and second-order cones, which bridges take away before.
+    """
+    if program.soc or program.eq.shape[0]:
+        raise LipmodelError("an SDPA file holds matrix inequalities and inequalities, nothing else")
+    orders = [block.order for block in program.psd]
+    parts = [
+        (block.var, block.row, block.col, np.where(block.var < 0, -block.value, block.value)) for block in program.psd
+    ]
+    if program.ineq.shape[0]:
+        orders.append(-program.ineq.shape[0])
+        coo = sp.coo_array(program.ineq)
+        at = np.flatnonzero(program.ineq_rhs)
+        where = np.concatenate([coo.coords[0], at])
+        var = np.concatenate([coo.coords[1], np.full(len(at), -1)])
+        parts.append((var, where, where, np.concatenate([coo.data, -program.ineq_rhs[at]])))
+    number = np.repeat(np.arange(1, len(parts) + 1), [len(part[0]) for part in parts])
+    var, row, col, value = (np.concatenate([part[k] for part in parts]) for k in range(4))
+    kept = np.flatnonzero(value)
+    var, number, row, col, value = (x[kept] for x in (var, number, row, col, value))
+    order = np.lexsort((row, col, number, var))
+    return SdpaProblem(
+        comments=tuple(f'"{comment(text)}' for text in comments),
+        cost=program.cost / unit,
+        orders=tuple(orders),
+        matrix=var[order] + 1,
+        block=number[order],
+        row=col[order] + 1,
+        col=row[order] + 1,
+        value=value[order],
+    )
+
+
+def sdpa_bytes(problem: SdpaProblem) -> bytes:
+    """The file: comments, numbers of variables and blocks, their orders, costs, entries; numbers read back exactly."""
+    lines = [*problem.comments, str(len(problem.cost)), str(len(problem.orders)), " ".join(map(str, problem.orders))]
+    lines.append(" ".join(map(repr, problem.cost.tolist())))
+    entries = rows_text((problem.matrix, problem.block, problem.row, problem.col, problem.value))
+    return ("\n".join(lines) + "\n" + entries).encode()
+
+
+def read_sdpa(path: str | os.PathLike[str]) -> SdpaProblem:
+    """A problem in SDPA sparse format, gzipped or not. Raises UsageError."""
+    try:
+        return _parse(lines_of(path))
+    except (Malformed, OSError, MemoryError) as error:
+        raise refusing(path, "a problem in SDPA sparse format", error) from None
+
+
+def _parse(lines: Iterator[str]) -> SdpaProblem:
+    comments = []
+    head = ""
+    for line in lines:
+        if line.startswith(('"', "*")):
+            comments.append(line)
+        elif line.strip():
+            head = line
+            break
+    m = whole(_first(head), "the number of variables", low=1)
+    count = whole(_first(next(lines, "")), "the number of blocks", low=1)
+    words = next(lines, "").translate(_PUNCTUATION).split()[:count]
+    if len(words) < count:
+        raise Malformed(f"{count} orders of blocks are announced, and {len(words)} are there")
+    orders = tuple(whole(word, "the order of a block", low=-(2**31)) for word in words)
+    if 0 in orders:
+        raise Malformed("a block of order 0")
+    costs: list[str] = []
+    while len(costs) < m:
+        more = next(lines, None)
+        if more is None:
+            raise Malformed(f"{m} costs are announced, and {len(costs)} are there")
+        costs += more.translate(_PUNCTUATION).split()
+    rest = chain(costs[m:], chain.from_iterable(line.translate(_PUNCTUATION).split() for line in lines))
+    matrix, block, row, col, value = table(rest, 4, "the entries")
+    inside(matrix, 0, m, "the number of a matrix")
+    inside(block, 1, count, "the number of a block")
+    size = np.array(orders, dtype=np.int64)
+    low, high = np.minimum(row, col), np.maximum(row, col)
+    inside(low, 1, 2**31 - 1, "a row or column")
+    if np.any(high > np.abs(size)[block - 1]):
+        raise Malformed("an entry outside of its block")
+    if np.any((size[block - 1] < 0) & (low != high)):
+        raise Malformed("an entry off the diagonal of a diagonal block")
+    order = np.lexsort((high, low, block, matrix))
+    keys = [x[order] for x in (matrix, block, low, high)]
+    if len(order) > 1 and bool(np.any(np.all([k[1:] == k[:-1] for k in keys], axis=0))):
+        raise Malformed("an entry that is given twice")
+    return SdpaProblem(
+        comments=tuple(comments),
+        cost=floats(costs[:m], "the costs"),
+        orders=orders,
+        matrix=matrix,
+        block=block,
+        row=low,
+        col=high,
+        value=value,
+    )
+
+
+def _first(line: str) -> str:
+    """The number that a line begins with; what follows it is a remark."""
+    found = _NUMBER.match(line.translate(_PUNCTUATION).strip())
+    return found.group() if found else line.strip()
