@@ -40,7 +40,8 @@ class Blocks:
     """The matrices of an increment system, dense, signal 0 the input, signal k the k-th activation's output.
 
     pre[k-1][j]: (n_k, n_j) block of the k-th pre-activation; output[j]: (m, n_j); scale[k]: the power of two by which
-    signal k was divided (1 for the input), scale_out the same for the output.
+    signal k was divided (1 for the input), scale_out the same for the output. groups: per activation, labels of the
+    entries that share a multiplier (see `FloatSystem`).
     """
 
     sizes: tuple[int, ...]
@@ -51,6 +52,21 @@ class Blocks:
     outputs: int
     scale: tuple[float, ...]
     scale_out: float
+    groups: tuple[Any, ...] = ()
+
+    def tied(self, k: int, values: Array) -> Array:
+        """Multipliers of activation k, or what bounds them from below: the largest of every group for all of it."""
+        return tied(self.groups[k - 1], values) if self.groups else values
+
+
+def tied(labels: Array | None, values: Array) -> Array:
+    """Values, shape (n,), made the same all over a group: its largest one. None: every entry is by itself."""
+    if labels is None:
+        return values
+    _, group = np.unique(labels, return_inverse=True)
+    largest = np.full(int(group.max()) + 1, -np.inf)
+    np.maximum.at(largest, group, values)
+    return largest[group]
 
 
 def scaled_blocks(system: Any) -> Blocks:
@@ -78,6 +94,7 @@ def scaled_blocks(system: Any) -> Blocks:
         outputs=next(iter(system.output.values())).shape[0],
         scale=tuple(gains),
         scale_out=out,
+        groups=tuple(system.groups),
     )
 
 
@@ -178,7 +195,7 @@ def forward_recursion(blocks: Blocks, rule: str, c: float, start: Array) -> tupl
         h = np.hstack([pre[j] if j in pre else np.zeros((blocks.sizes[k], blocks.sizes[j])) for j in live])
         hy = h @ cov
         gram = hy @ h.T
-        s = choose_s(gram, rule, c)
+        s = blocks.tied(k, choose_s(gram, rule, c))
         chol = _cholesky(np.diag(2.0 * s) - gram)
         if chol is None:
             return None
@@ -262,7 +279,7 @@ def backward_sweep(blocks: Blocks, t: Sequence[Array] | None, margin: float, *, 
             tk = _chosen(gram, np.maximum(lift, slack))
         else:
             coupling = rows[dual].get(k, np.zeros((m, blocks.sizes[k])))
-            tk = _raised(gram, t[k - 1], lift, margin, np.linalg.norm(coupling, axis=0))
+            tk = blocks.tied(k, _raised(gram, t[k - 1], lift, margin, np.linalg.norm(coupling, axis=0)))
         chol = _cholesky(np.diag(2.0 * tk) - gram)
         if chol is None:
             return None

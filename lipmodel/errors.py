@@ -33,7 +33,9 @@ class Reason:
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return f"[{self.kind}] {place}{self.message}{hint}"
+        text = f"[{self.kind}] {place}{self.message}{hint}"
+        # names come from files, and one that holds a line end must not look like another reason
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class RefusedInput(LipmodelError):  # noqa: N818 - the word of the documentation

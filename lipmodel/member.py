@@ -45,7 +45,7 @@ class Part:
     """The answer for one member.
 
     bound: proved by `proof`. claim: what the solver's objective says; lower: its lower estimate of the relaxation's
-    optimum, as a bound. assumptions: what the proof takes from the formulation.
+    optimum, as a bound. assumptions: what the proof takes from the formulation. plan: from the model to the solver.
     """
 
     member: Member
@@ -56,6 +56,7 @@ class Part:
     termination: Termination = "closed-form"
     backend: str | None = None
     assumptions: tuple[dict[str, Any], ...] = ()
+    plan: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -124,6 +125,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
         "termination": point.termination,
         "backend": None if used is None else used.name,
+        "plan": "factors read" if used is not None and used.capabilities.structured else point.plan,
     }
     if point.values is None:
         return _by_multipliers(prover, member, run, [], **facts)
@@ -210,6 +212,9 @@ def choose_backend(model: Model, without: Collection[str] = ()) -> tuple[Backend
             refusals.append((name, "it found no point"))
             continue
         candidate = find_backend(name, usable=False)
+        if candidate.capabilities.on_request:
+            refusals.append((name, "it is used where it is asked for"))
+            continue
         state = candidate.available()
         if not isinstance(state, Installed):
             refusals.append((name, str(state)))
@@ -229,13 +234,13 @@ def choose_backend(model: Model, without: Collection[str] = ()) -> tuple[Backend
 
 def _order(model: Model, *, reduced: bool) -> int:
     """The order of the model's largest matrix inequality, as stated or after the exact reductions."""
-    order = max(model.sizes().psd)
+    order = max(model.sizes().psd, default=0)
     if not reduced or order > MAX_ORDER:
         return order
     from lipmodel.bridges.scaling import prepare
 
     try:
-        return max(prepare(model).model.sizes().psd)
+        return max(prepare(model).model.sizes().psd, default=0)
     except Exception:  # a model that cannot be reduced is solved as it stands, or not at all
         return order
 
@@ -324,6 +329,7 @@ def _by_multipliers(
     lower: float | None = None,
     termination: Termination = "closed-form",
     backend: str | None = None,
+    plan: str = "",
     feasible: bool = False,
     comparison: Comparison = "doubt",
 ) -> Part:
@@ -344,7 +350,8 @@ def _by_multipliers(
         termination = "interrupted"
     best = prover.best
     if best is None or not math.isfinite(best.bound):
-        return _by_norms(prover.system, member, run, claim=claim, lower=lower, termination=termination, backend=backend)
+        facts = {"claim": claim, "lower": lower, "termination": termination, "backend": backend, "plan": plan}
+        return _by_norms(prover.system, member, run, **facts)
     return Part(
         member=member,
         bound=best.bound,
@@ -353,6 +360,7 @@ def _by_multipliers(
         lower=lower,
         termination=termination,
         backend=backend,
+        plan=plan,
     )
 
 

@@ -20,7 +20,7 @@ from lipmodel.certify.certificate import certificate, largest_proof, network_nam
 from lipmodel.clock import Clock
 from lipmodel.errors import NotLipschitz, SoundnessError, UsageError
 from lipmodel.families import Member, chosen_outputs, measured, member_spec, members, restricted, row_labels
-from lipmodel.member import Part, Run, build, product_bound_of, product_part, solve_member
+from lipmodel.member import Part, Run, build, free_multipliers, product_bound_of, product_part, solve_member
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem
@@ -52,6 +52,7 @@ def solve(
     options: Mapping[str, Any] | None = None,
     backend_options: Mapping[str, Any] | None = None,
     assurance: str = "proved",
+    float32: bool = False,
     graph_input: Any = None,
     graph_output: Any = None,
     witness: bool = True,
@@ -66,9 +67,11 @@ def solve(
     choose one. norm: P or P:Q with P, Q among 1, 2, inf (default: the formulation's own). outputs: "all", an index,
     indices, or "margin:I". domain: "global", "box:LO:HI", "ball:X:EPS", lm.Box(lo, hi) or lm.Ball(center, radius).
     tol: relative, on the bound. time_limit: seconds for everything. options: the formulation's.
-    assurance: "proved", or "model" to use inequalities that the formulation states by itself. jobs: processes for the
-    programs of a family (default: one a core). report: told in a line what happens; progress: given the solver's states
-    in units of the constant, with the best bound proved so far (at once the product bound, then improvements).
+    assurance: "proved", or "model" to use inequalities that the formulation states by itself. float32: also state, in
+    the certificate, what the bound says about the network as float32 arithmetic executes it on a box. jobs: processes
+    for the programs of a family (default: one a core). report: told in a line what happens; progress: given the
+    solver's states in units of the constant, with the best bound proved so far (at once the product bound, then
+    improvements).
     Raises UsageError, RefusedInput, BackendUnavailable, SoundnessError.
     """
     if assurance not in ("proved", "model"):
@@ -89,6 +92,12 @@ def solve(
     request = make_request(found.system, formulation, norm=norms, outputs=outputs, domain=region, options=options)
     if request.reason:
         say(request.reason)
+    execution = None
+    if float32:
+        from lipmodel.certify.execution import float_execution
+
+        with clock.stage("certify"):
+            execution = float_execution(network, request.spec)
     spec = measured(request.spec)
     system = chosen_outputs(found.system, spec.outputs)
     masked = None if found.masked is None else chosen_outputs(found.masked, spec.outputs)
@@ -114,7 +123,7 @@ def solve(
             run.assurance = "proved"
             parts = _parts(system, run)
             bound, proof, assumptions = _overall(system, parts, run)
-    return _result(network, request, parts, bound, proof, assumptions, pair, clock)
+    return _result(network, request, parts, bound, proof, assumptions, pair, execution, clock)
 
 
 def _loaded(net: Any, graph_input: Any, graph_output: Any) -> Network:
@@ -314,6 +323,7 @@ def _result(
     proof: dict[str, Any],
     assumptions: list[dict[str, Any]],
     found: Witness | None,
+    execution: dict[str, Any] | None,
     clock: Clock,
 ) -> Result:
     spec = request.spec
@@ -346,6 +356,7 @@ def _result(
         lower_bound=lower,
         lower=None if found is None else found.as_json(),
         assumptions=assumptions if proved else [],
+        float_execution=execution if proved else None,
     )
     spent = clock.spent
     timings = Timings(
@@ -372,6 +383,7 @@ def _result(
         timings=timings,
         certificate=written,
         reason=request.reason,
+        plan=next((part.plan for part in parts if part.plan), ""),
     )
 
 
@@ -404,8 +416,13 @@ def export(
     options: Mapping[str, Any] | None = None,
     graph_input: Any = None,
     graph_output: Any = None,
+    form: str | None = None,
 ) -> tuple[str, str]:
-    """Write the (scaled) problem to a solver file and its map beside it; returns the two paths. Raises UsageError."""
+    """Write the (scaled) problem to a solver file and its map beside it; returns the two paths.
+
+    path: its suffix names the format (`lipmodel.io.known_formats()`); form: "geometric" or "standard" where the format
+    has both. The other arguments are those of `solve`. Raises UsageError, LipmodelError for a model too large.
+    """
     from lipmodel.io import write_problem
 
     network = _loaded(net, graph_input, graph_output)
@@ -421,16 +438,20 @@ def export(
             "choose an output with --outputs I (and for an input norm 1, another input norm)"
         )
     member = family[0]
-    built = build(restricted(system, member), request.formulation, member_spec(spec, member))
+    own = restricted(system, member)
+    built = build(own, request.formulation, member_spec(spec, member))
     if not isinstance(built, Model):
         raise UsageError(f"the formulation {request.formulation.name!r} needs no solver: there is no problem to export")
+    if own.complete is not None and not free_multipliers(built):  # as `solve_member` does
+        complete = build(own.complete, request.formulation, member_spec(spec, member))
+        built = complete if isinstance(complete, Model) else built
     header = {
-        "network": describe(network),
+        "network": {**describe(network), **network_named(network)},
         "spec": request.spec.to_json(),
         "formulation": {"name": request.formulation.name, "options": plain(request.formulation.options())},
         "member": {"row": member.row, "column": member.column, "norms": list(member.norms)},
     }
-    return write_problem(built, path, header)
+    return write_problem(built, path, header, form=form)
 
 
 __all__ = ["Request", "build", "export", "make_request", "solve"]

@@ -81,6 +81,7 @@ class Result:
     bound: proved at `assurance`, rounded up; inf if nothing was proved. claim: what the solver's own objective says.
     lower_bound: witnessed by a pair of points, rounded down. gap: (bound - the solver's lower estimate of the
     relaxation's optimum) / bound. exact: both ends agree to 1e-9. reason: why this formulation, where it was chosen.
+    plan: the steps from the model to what the solver got.
     """
 
     spec: Spec
@@ -135,6 +136,7 @@ class Result:
             ],
             "timings": self.timings.to_json(),
             "reason": self.reason,
+            "plan": self.plan,
             "certificate": None if self.certificate is None else dict(self.certificate),
         }
 
@@ -174,6 +176,7 @@ class Result:
             ),
             timings=Timings.from_json(data["timings"]),
             reason=data.get("reason", ""),
+            plan=data.get("plan", ""),
             certificate=data["certificate"],
         )
 
@@ -197,7 +200,7 @@ class Result:
 
 def describe(network: Network) -> dict[str, Any]:
     """What a result says about its network."""
-    from lipmodel.network.ops import Elementwise
+    from lipmodel.network.ops import Elementwise, Grouped
 
     ops = [data["op"] for _, data in network.graph.nodes(data=True)]
     return {
@@ -205,7 +208,7 @@ def describe(network: Network) -> dict[str, Any]:
         "sha256": network.source.sha256,
         "inputs": network.input_size,
         "outputs": network.output_size,
-        "activations": sum(op.size for op in ops if isinstance(op, Elementwise)),
+        "activations": sum(op.size for op in ops if isinstance(op, Elementwise | Grouped)),
         "parameters": network.source.parameters,
     }
 

@@ -14,9 +14,9 @@ from witness_networks import build
 
 import lipmodel as lm
 from lipmodel.activations import activation
-from lipmodel.network.increments import SMALL, slopes
 from lipmodel.network.linear import Dense, Diagonal
 from lipmodel.network.ops import Add, Elementwise, Input, Linear, elementwise
+from lipmodel.network.slopes import SMALL, slopes
 from lipmodel.ranges.local import pre_activation_ranges
 from lipmodel.ranges.relaxation import _lines
 from lipmodel.ranges.spans import Span, around, between, down, intersection, span_matrix

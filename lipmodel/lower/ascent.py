@@ -64,7 +64,10 @@ def ascend(
         best = np.where(better, value, best)
         found[:, better] = x[:, better]
         v = attaining(back.T, p).T
-        slope = program.pull(hard, None, tangent * cotangent * bend)[0]
+        bend = tangent * cotangent * bend
+        if program.has_smooth:
+            bend += program.bend(stack, tangent, cotangent)
+        slope = program.pull(hard, None, bend)[0]
         heading = MOMENTUM * heading + (1.0 - MOMENTUM) * slope / _lengths(slope)
         length = size * warmth * LONG * (SHORT / (warmth * LONG)) ** cooled
         x = x + heading * (length / _lengths(heading))
@@ -87,9 +90,9 @@ def _spread(program: FloatProgram, stack: Array) -> Array:
 
 
 def _softened(program: FloatProgram, stack: Array, hard: Array, width: Array) -> tuple[Array, Array]:
-    """Slopes with logistic steps, and their derivatives by the pre-activation."""
+    """Slopes with logistic steps, and the derivatives of these steps by the pre-activation."""
     soft = hard.copy()
-    bend = program.curvatures(stack) if program.has_smooth else np.zeros(stack.shape)
+    bend = np.zeros(stack.shape)
     for k in range(program.breaks.shape[1]):
         gap = stack - program.breaks[:, k, None]
         jump = program.jumps[:, k, None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +15,9 @@ import scipy.sparse as sp
 
 from lipmodel.errors import LipmodelError
 from lipmodel.lower.balls import Array
-from lipmodel.lower.scalar import pieces
+from lipmodel.lower.neurons import Factors, Neurons, Vectors, factors, neurons, vectors
 from lipmodel.network.linear import LinearMap
-from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear
+from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Grouped, Input, Linear, Product
 
 if TYPE_CHECKING:
     from lipmodel.lower.witness import Rows
@@ -62,91 +61,13 @@ def stored(center: Any) -> Matrix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Neurons:
-    """The nonlinearities of one node.
-
-    A piecewise linear one is f(v) = base v + offset + sum_k jumps[:, k] max(v - breaks[:, k], 0) (unused columns: jump
-    0 at infinity). `smooth` lists the others as (activation, entries); their slopes may jump at `breaks` as well.
-    """
-
-    base: Array
-    offset: Array
-    breaks: Array
-    jumps: Array
-    smooth: tuple[tuple[Any, Array], ...]
-
-    def values(self, v: Array) -> Array:
-        y = self.base[:, None] * v + self.offset[:, None]
-        for k in range(self.breaks.shape[1]):
-            y += self.jumps[:, k, None] * np.maximum(v - self.breaks[:, k, None], 0.0)
-        for activation, index in self.smooth:
-            y[index] = activation(v[index])
-        return y
-
-    def slopes(self, v: Array) -> Array:
-        s = np.repeat(self.base[:, None], v.shape[1], axis=1)
-        for k in range(self.breaks.shape[1]):
-            s += self.jumps[:, k, None] * (v > self.breaks[:, k, None])
-        for activation, index in self.smooth:
-            s[index] = activation.derivative(v[index])
-        return s
-
-    def curvatures(self, v: Array) -> Array:
-        """Second derivatives of the smooth ones (differences of f'), zero elsewhere."""
-        s = np.zeros(v.shape)
-        for activation, index in self.smooth:
-            at = v[index]
-            h = 1e-4 * np.maximum(1.0, np.abs(at))
-            s[index] = (activation.derivative(at + h) - activation.derivative(at - h)) / (2.0 * h)
-        return s
-
-
-def neurons(op: Elementwise) -> Neurons:
-    """Tables for the activations of one node."""
-    n = op.size
-    lines: list[tuple[Array, Any]] = []
-    smooth: list[tuple[Any, Array]] = []
-    kinks: list[tuple[Array, list[tuple[float, float]]]] = []
-    for part in op.parts:
-        act, index = part.activation, np.asarray(part.index)
-        if act.piecewise_linear:
-            found = pieces(act.exact, act.breakpoints, name=act.name)
-            lines.append((index, found))
-            jumps_here = [float(b - a) for a, b in pairwise(found.slopes)]
-            kinks.append((index, [(float(b), j) for b, j in zip(found.breaks, jumps_here, strict=True)]))
-        else:
-            smooth.append((act, index))
-            kinks.append((index, _slope_jumps(act)))
-    most = max([len(k) for _, k in kinks], default=0)
-    base, offset = np.zeros(n), np.zeros(n)
-    breaks, jumps = np.full((n, most), np.inf), np.zeros((n, most))
-    for index, p in lines:
-        base[index], offset[index] = float(p.slopes[0]), float(p.offsets[0])
-    for index, found_here in kinks:
-        for k, (point, jump) in enumerate(found_here):
-            breaks[index, k], jumps[index, k] = point, jump
-    return Neurons(base=base, offset=offset, breaks=breaks, jumps=jumps, smooth=tuple(smooth))
-
-
-def _slope_jumps(activation: Any) -> list[tuple[float, float]]:
-    """Where the derivative of an activation that is not piecewise linear jumps, and by how much."""
-    out = []
-    for point in activation.breakpoints:
-        near = 1e-9 * max(1.0, abs(point))
-        below, above = (float(activation.derivative(point + t)) for t in (-near, near))
-        if np.isfinite(above - below) and abs(above - below) > 1e-6:
-            out.append((point, above - below))
-    return out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Node:
     """One operation: arguments are positions of earlier nodes; `at` is the place of its neurons in the stack."""
 
     arguments: tuple[int, ...]
     op: Any
     matrix: Matrix | None = None
-    neurons: Neurons | None = None
+    neurons: Neurons | Vectors | Factors | None = None
     at: slice = field(default_factory=lambda: slice(0, 0))
     size: int = 0
 
@@ -176,12 +97,12 @@ class FloatProgram:
         return stack
 
     def slopes(self, stack: Array) -> Array:
-        """The slope of every neuron, same shape; at a break the slope on its left."""
+        """The slope of every neuron, same shape; at a break the slope on its left; for vectors see `Vectors`."""
         return self._each(stack, lambda n, v: n.slopes(v))
 
-    def curvatures(self, stack: Array) -> Array:
-        """The second derivative of every smooth neuron, same shape."""
-        return self._each(stack, lambda n, v: n.curvatures(v))
+    def bend(self, stack: Array, tangent: Array, cotangent: Array) -> Array:
+        """The gradient of u'J v by the pre-activations, as far as it is smooth; all of the same shape."""
+        return self._each(stack, lambda n, v, t, c: n.bend(v, t, c), tangent, cotangent)
 
     def linearised(self, cell: Array, x: Array) -> Array:
         """Pre-activations at x if every neuron kept the affine piece that it has at the pre-activations `cell`.
@@ -205,7 +126,8 @@ class FloatProgram:
 
         def activate(node: Node, v: Array) -> Array:
             stack[node.at] = v
-            return np.asarray(slopes[node.at] * v)
+            assert node.neurons is not None
+            return node.neurons.tangent(slopes[node.at], v)
 
         y = self._run(self._free(t), activate, affine=False)
         return (y if self.rows is None else self.rows.mul(y)), stack
@@ -229,14 +151,17 @@ class FloatProgram:
             node, c = self.nodes[place], waiting[place]
             if node.neurons is not None:
                 if c is not None:
-                    stack[node.at] = c
-                    c = slopes[node.at] * c
+                    stack[node.at] = c if len(c) == node.at.stop - node.at.start else np.concatenate([c, c])
+                    c = node.neurons.cotangent(slopes[node.at], c)
                 if inject is not None:
                     c = inject[node.at] if c is None else c + inject[node.at]
             if c is None or isinstance(node.op, Input | Constant):
                 continue
             if node.matrix is not None:
                 send(node.arguments[0], node.matrix.tmul(c))
+            elif isinstance(node.op, Product):
+                for to, part in zip(node.arguments, np.split(c, 2), strict=True):
+                    send(to, part)
             elif isinstance(node.op, Concat):
                 for port, to in enumerate(node.arguments):
                     send(to, c[node.op.positions[port]])
@@ -258,6 +183,9 @@ class FloatProgram:
         if self.inputs <= self.outputs:
 
             def activate(node: Node, v: Array) -> Array:
+                assert node.neurons is not None
+                if isinstance(node.neurons, Vectors | Factors):
+                    return node.neurons.tangent(np.repeat(slopes[node.at], self.inputs, axis=1), v)
                 return np.asarray((v.reshape(-1, k, self.inputs) * slopes[node.at, :, None]).reshape(v.shape))
 
             y = self._run(np.tile(self._free(np.eye(self.inputs)), (1, k)), activate, affine=False)
@@ -274,11 +202,11 @@ class FloatProgram:
     def _input(self) -> int:
         return next(k for k, node in enumerate(self.nodes) if isinstance(node.op, Input))
 
-    def _each(self, stack: Array, function: Any) -> Array:
+    def _each(self, stack: Array, function: Any, *more: Array) -> Array:
         out = np.empty(stack.shape)
         for node in self.nodes:
             if node.neurons is not None:
-                out[node.at] = function(node.neurons, stack[node.at])
+                out[node.at] = function(node.neurons, stack[node.at], *(other[node.at] for other in more))
         return out
 
     @staticmethod
@@ -302,7 +230,7 @@ class FloatProgram:
                 if affine and op.bias is not None:
                     y = y + op.bias[:, None]
             elif node.neurons is not None:
-                y = activate(node, inputs[0])
+                y = activate(node, np.concatenate(inputs) if isinstance(op, Product) else inputs[0])
             elif isinstance(op, Concat):
                 y = np.empty((node.size, x.shape[1]))
                 for position, part in zip(op.positions, inputs, strict=True):
@@ -334,6 +262,13 @@ def float_program(network: Network, rows: Rows | None = None, held: Array | None
         elif isinstance(op, Elementwise):
             nodes.append(Node(arguments=arguments, op=op, neurons=neurons(op), at=slice(count, count + op.size)))
             count += op.size
+        elif isinstance(op, Grouped):
+            nodes.append(Node(arguments=arguments, op=op, neurons=vectors(op), at=slice(count, count + op.size)))
+            count += op.size
+        elif isinstance(op, Product):
+            size = network.size(name)
+            nodes.append(Node(arguments=arguments, op=op, neurons=factors(size), at=slice(count, count + 2 * size)))
+            count += 2 * size
         elif isinstance(op, Input | Constant | Add):
             nodes.append(Node(arguments=arguments, op=op))
         elif isinstance(op, Concat):

@@ -155,7 +155,7 @@ def flips(program: FloatProgram, point: Point) -> Flips:
         low=np.min(np.where(finite & (reach < 0), -reach, np.inf), axis=1, initial=np.inf),
         high=np.min(np.where(finite & (reach >= 0), reach, np.inf), axis=1, initial=np.inf),
         slopes=slopes,
-        curving=weight * program.curvatures(stack)[:, 0] if program.has_smooth else np.zeros(0),
+        curving=program.bend(stack, tangent, cotangent)[:, 0] if program.has_smooth else np.zeros(0),
     )
 
 

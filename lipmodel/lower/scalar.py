@@ -18,6 +18,7 @@ from lipmodel.ranges.enclosure import INFLATE, TINY
 
 if TYPE_CHECKING:
     from lipmodel.activations import Activation
+    from lipmodel.network.ops import Grouped
 
 PRECISION = 250
 """Working precision of smooth activations, bits."""
@@ -227,6 +228,59 @@ class Scalar:
         best = choose(steep.radii() < entries(plain, poor).radii(), steep, entries(plain, poor))
         rest = np.setdiff1d(np.arange(d.size), poor)
         return place([best, entries(plain, rest)], [poor, rest], d.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Vectors:
+    """A nonlinearity that acts on vectors, made ready for the same balls; the columns by themselves, then y - x."""
+
+    op: Grouped
+
+    def apply(self, x: Balls) -> Balls:
+        points = column_range(x, 0, 2)
+        values = apply_to_vectors(self.op, points)
+        if x.mid.shape[1] == 2:
+            return values
+        plain = add([column_range(values, 1, 2), negative(column_range(values, 0, 1))])
+        return beside(values, plain)
+
+
+def product(x: Balls, y: Balls) -> Balls:
+    """The products of the values at both points; where there are differences, that of a product as two products."""
+    values = _times(column_range(x, 0, 2), column_range(y, 0, 2))
+    if x.mid.shape[1] == 2:
+        return values
+    ahead = _times(column_range(x, 1, 2), column_range(y, 2, 3))
+    return beside(values, add([ahead, _times(column_range(x, 2, 3), column_range(y, 0, 1))]))
+
+
+def _times(x: Balls, y: Balls) -> Balls:
+    """x y, entry by entry."""
+    x, y = x.shortened(), y.shortened()
+    radius = None
+    if x.radius is not None or y.radius is not None:
+        with np.errstate(all="ignore"):
+            radius = (x.radii() * y.magnitude() + x.magnitude() * y.radii()) * INFLATE + TINY
+        radius[np.isnan(radius)] = np.inf
+    return Balls(mid=x.mid * y.mid, exponent=x.exponent + y.exponent, radius=radius)
+
+
+def apply_to_vectors(op: Grouped, x: Balls) -> Balls:
+    """A function of vectors, group by group and column by column."""
+    mid, radius = object_array([0] * x.mid.size, x.mid.shape), np.zeros(x.mid.shape)
+    radii = x.radii()
+    with ctx.workprec(PRECISION):
+        for group in op.groups.tolist():
+            for column in range(x.mid.shape[1]):
+                known = [(int(x.mid[i, column]), float(radii[i, column])) for i in group]
+                if all(math.isfinite(r) for _, r in known):
+                    v = [arb((m, -x.exponent)) + arb(0, r) for m, r in known]
+                    found = [_fixed(y) for y in op.function.balls(v)]
+                else:
+                    found = [(0, math.inf)] * len(group)
+                mid[group, column] = [m for m, _ in found]
+                radius[group, column] = [r for _, r in found]
+    return Balls(mid=mid, exponent=FRACTION, radius=radius)
 
 
 def scalar(activation: Activation) -> Scalar:

@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from lipmodel.errors import LipmodelError, Refuted, UsageError
 from lipmodel.lower.balls import Array, BallMap, Balls, add, ball_map, place, split_matrix
-from lipmodel.lower.scalar import Scalar, beside, column_range, entries, negative, scalar
-from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear
+from lipmodel.lower.scalar import Scalar, Vectors, beside, column_range, entries, negative, product, scalar
+from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Grouped, Input, Linear, Product
 from lipmodel.spec import Norm, Outputs, as_norm, parse_outputs
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ def pair_program(network: Network) -> PairProgram:
                 maps.append((known[id(part.activation)], np.asarray(part.index)))
         elif isinstance(op, Linear):
             linear = ball_map(op.map)
+        elif isinstance(op, Grouped):
+            maps.append((Vectors(op=op), np.arange(op.size)))
         arguments = tuple(slots[u] for u in network.arguments(node))
         steps.append(Step(slot=slots[node], arguments=arguments, op=op, maps=tuple(maps), linear=linear))
     exact = all(s.linear is None or (s.linear.is_exact and s.op.bias_radius is None) for s in steps)
@@ -240,7 +242,9 @@ def _run(step: Step, inputs: list[Balls], start: Balls) -> Balls:
         return add(inputs)
     if isinstance(op, Concat):
         return place(inputs, op.positions, sum(len(p) for p in op.positions))
-    if isinstance(op, Elementwise):
+    if isinstance(op, Product):
+        return product(*inputs)
+    if isinstance(op, Elementwise | Grouped):
         x = inputs[0].shortened()
         parts = [function.apply(_entries(x, index)) for function, index in step.maps]
         return (

@@ -4,6 +4,10 @@ The file is run by onnxruntime where that is installed, in its own precision (si
 there is estimated by evaluating the network again with errors of that size put in at every operation. Where the
 difference is larger, or the precision another, the file is run with all its numbers in double precision, by onnxruntime
 or else by onnx.reference, and that decides.
+
+A runtime is foreign code, which a file can crash although all that it gets are operators that were understood and
+tensors that were counted. So files are run in a process of its own with limits on time and memory. Only for models that
+this program has made itself, and small ones, would that cost more than it is worth.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ from onnx import TensorProto, numpy_helper
 from lipmodel.errors import Reason, RefusedInput
 from lipmodel.network.conv import Conv, Pool
 from lipmodel.network.graph import Network
+from lipmodel.network.guard_process import limited
 from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum, Transposed
 from lipmodel.network.onnx_activations import OWN_DOMAIN
 from lipmodel.network.onnx_file import FLOAT_TYPES, OnnxFile, constant_key, decode
-from lipmodel.network.ops import Add, Elementwise, Input, Linear, Op
+from lipmodel.network.onnx_nodes import is_standard
+from lipmodel.network.ops import Add, Elementwise, Grouped, Input, Linear, Op
 
 Array = np.ndarray[Any, Any]
 Runner = Callable[[Mapping[str, Array]], Array]
@@ -35,6 +41,12 @@ SCALES = (1.0, 2.0**-4, 2.0**5)
 """The standard deviations of the random inputs."""
 _DTYPES = {TensorProto.DOUBLE: np.float64, TensorProto.FLOAT: np.float32}
 """The types that a file is run in as they are; a run in half precision would tell too little."""
+SMALL = 5 * 10**6
+"""Entries of all tensors, computed or constant, up to which onnxruntime runs own models in this process."""
+SLIGHT = 2 * 10**4
+"""The same for onnx.reference."""
+QUICK = 5 * 10**8
+"""Products of one evaluation up to which it is made in this process."""
 _DOUBLE_ROUNDOFF = 2.0**-42
 """Room for approximations of transcendental functions in runtimes."""
 
@@ -42,6 +54,10 @@ _DOUBLE_ROUNDOFF = 2.0**-42
 _SINGLE = frozenset({"Erf", "Gelu", "GeluTanh", "HardSwish"})
 """Activations that double precision runs still round to float32: onnx.reference the values of erf, function bodies of
 ONNX their constants."""
+
+
+_STASHING = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization": 23}
+"""Operators with an attribute for the precision of their sums, and the operator sets from which they have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +81,36 @@ def check_against_runtime(
     order; order: the nodes that it was read from. Raises RefusedInput (check) where they disagree, or where nothing can
     run the file.
     """
+    entries = file.constants.stored + file.constants.folded + sum(network.size(node) for node in network.graph)
+    products = sum(op.map.entries for _, op in network.graph.nodes(data="op") if isinstance(op, Linear))
+    here = not file.foreign and entries <= SMALL and products <= QUICK
+
+    def compare() -> Reason | None:
+        within = limited if here and entries > SLIGHT else _here
+        return _disagreement(network, file, inputs, chosen, outputs, order, within)
+
+    reason = compare() if here else limited(compare)
+    if reason is not None:
+        raise RefusedInput(file.label, [reason])
+
+
+def _here(call: Callable[[], Reason | None]) -> Reason | None:
+    return call()
+
+
+def _disagreement(
+    network: Network,
+    file: OnnxFile,
+    inputs: Mapping[str, tuple[int, ...]],
+    chosen: Sequence[str],
+    outputs: Sequence[str],
+    order: Sequence[int],
+    within: Callable[[Callable[[], Reason | None]], Reason | None],
+) -> Reason | None:
+    """What is wrong, or None; onnx.reference is called by `within`."""
     model = part_of(file, outputs=outputs, order=order)
     if any(node.domain == OWN_DOMAIN for node in model.graph.node):
-        return  # what these operators mean is defined here alone
+        return None  # what these operators mean is defined here alone
     used = {i.name for i in model.graph.input}
     shapes = {name: shape for name, shape in inputs.items() if name in used}
     types = _float_types(model)
@@ -79,20 +122,17 @@ def check_against_runtime(
         _try(failures, runs, "onnxruntime", coarse, lambda: _onnxruntime(model))
     scales = SCALES[:1] if _is_large(network) else SCALES
     samples = [_sample(network, inputs, chosen, scale) for scale in scales]
-    disagreement = _compare(network, samples, shapes, runs, failures)
-    if disagreement is None:
-        return
+    if _compare(network, samples, shapes, runs, failures) is None:
+        return None
     fine = _Precision(roundoff=_DOUBLE_ROUNDOFF, smallest=2.0**-1000)
     wide = widened(model, file)
     runs = []
     _try(failures, runs, "onnxruntime in double precision", fine, lambda: _onnxruntime(wide))
     if _compare(network, samples, shapes, runs, failures) is None:
-        return
+        return None
     runs = []
     _try(failures, runs, "onnx.reference in double precision", fine, lambda: _reference(wide))
-    disagreement = _compare(network, samples, shapes, runs, failures)
-    if disagreement is not None:
-        raise RefusedInput(file.label, [disagreement])
+    return within(lambda: _compare(network, samples, shapes, runs, failures))
 
 
 def _is_large(network: Network) -> bool:
@@ -126,7 +166,11 @@ def _compare(
     """What is wrong, or None where a run agrees on every input."""
     for name, run, precision in runs:
         compared = 0
-        for x, tensors in samples:
+        # roots and logarithms may have values at positive inputs only
+        moduli = [(np.abs(x), {key: np.abs(t) for key, t in tensors.items()}) for x, tensors in samples]
+        for number, (x, tensors) in enumerate([*samples, *moduli]):
+            if compared and number >= len(samples):
+                return None
             try:
                 y = run({key: tensors[key].reshape(shape) for key, shape in shapes.items()})
             except Exception as error:  # a runtime may fail in any way, and then cannot judge
@@ -184,7 +228,7 @@ def _with_tolerance(network: Network, x: Array, precision: _Precision) -> tuple[
         inputs = [exact[u] for u in arguments]
         entry = isinstance(op, Input)
         exact[node] = x if entry else op.evaluate(inputs)
-        size = _error_size(op, exact[node], [np.abs(v) for v in inputs], precision)
+        size = _error_size(op, exact[node], inputs, precision)
         noise = size[:, None] * rng.uniform(-1.0, 1.0, (len(size), runs))
         moved = exact[node] if entry else op.evaluate([noisy[u] for u in arguments])
         noisy[node] = (moved if moved.ndim == 2 else moved[:, None]) + noise
@@ -198,9 +242,9 @@ def _with_tolerance(network: Network, x: Array, precision: _Precision) -> tuple[
     return y, 12.0 * spread + floor
 
 
-def _error_size(op: Op, value: Array, arguments: Sequence[Array], precision: _Precision) -> Array:
+def _error_size(op: Op, value: Array, inputs: Sequence[Array], precision: _Precision) -> Array:
     """The likely size of the rounding error of one operation, from the sum of the moduli of its terms."""
-    size = np.abs(value)
+    size, arguments = np.abs(value), [np.abs(v) for v in inputs]
     growth = 2.0
     if isinstance(op, Linear):
         size = _modulus(op.map).matvec(arguments[0]) + (0.0 if op.bias is None else np.abs(op.bias))
@@ -214,6 +258,13 @@ def _error_size(op: Op, value: Array, arguments: Sequence[Array], precision: _Pr
                 size[part.index] += 1.0 + arguments[0][part.index]
             if part.activation.name in _SINGLE:
                 size[part.index] *= max(1.0, 2.0**-24 / precision.roundoff)
+    elif isinstance(op, Grouped):
+        # what errors of the arguments, relative to the largest of a group, turn into: means and sums cancel
+        top = np.empty(op.size)
+        top[op.groups] = np.max(arguments[0][op.groups], axis=1, keepdims=True)
+        signs = np.random.default_rng(3).choice([-1.0, 1.0], (op.size, 4))
+        spread = op.apply(op.function.tangent, inputs[0][:, None], top[:, None] * signs)
+        size = size + 1.0 + np.max(np.abs(spread), axis=1)
     return growth * precision.roundoff * size + precision.smallest
 
 
@@ -281,7 +332,13 @@ def widened(model: Any, file: OnnxFile) -> Any:
             info.type.tensor_type.elem_type = TensorProto.DOUBLE
     for tensor in wide.graph.initializer:
         _widen(tensor, file)
+    opset = max((e.version for e in wide.opset_import if is_standard(e.domain)), default=0)
     for node in wide.graph.node:
+        if opset >= _STASHING.get(node.op_type, opset + 1):
+            # the precision of its sums, single by default
+            kept = [attribute for attribute in node.attribute if attribute.name != "stash_type"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("stash_type", TensorProto.DOUBLE)])
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _widen(attribute.t, file)

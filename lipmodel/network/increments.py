@@ -6,17 +6,19 @@ between is linear. Any directed acyclic graph of affine and elementwise operatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipmodel.domain import Box, Global
+from lipmodel.errors import NotLipschitz
 from lipmodel.model.forms import LinearForm, Signal, add_forms, apply
 from lipmodel.network.linear import Dense, Diagonal, LinearMap, Selection
 from lipmodel.network.pruning import without_dead_neurons
+from lipmodel.network.slopes import linear_everywhere, outward, slopes
 
 if TYPE_CHECKING:
     from lipmodel.domain import Domain
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-SMALL = 2.0**-200
-"""Local slopes that are smaller, but neither zero nor known exactly, are rounded away from the inside."""
+BOUNDED = "a bounded domain would be needed: --domain box:LO:HI or ball:X:EPS"
+"""What helps where slopes are unbounded on the whole space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +36,10 @@ class SlopeRestricted:
 
     signal: the vector w of post-activation increments; post is that signal; alpha < beta everywhere (activations that
     are linear have been eliminated).
+    groups: None, or the number of the group of every entry where phi acts on vectors (Softmax, LayerNormalization). An
+    increment is then S v with a matrix S for each group, and (w - alpha v)'(beta v - w) >= 0 holds for the sum over the
+    group, so that its entries share one multiplier (and alpha and beta). gains: for such phi, by norm, bounds of |S|_1
+    and |S|_inf, shape (size,).
     """
 
     name: str
@@ -42,6 +48,8 @@ class SlopeRestricted:
     post: LinearForm
     alpha: Array
     beta: Array
+    groups: Array | None = None
+    gains: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -50,7 +58,24 @@ class SlopeRestricted:
     @property
     def gain(self) -> Array:
         """The largest modulus of every neuron's slopes, shape (size,)."""
-        return np.maximum(np.abs(self.alpha), np.abs(self.beta))
+        return self.gain_in("2")
+
+    def gain_in(self, norm: str) -> Array:
+        """g >= 0 with |w|_norm <= |diag(g) v|_norm, shape (size,)."""
+        return self.gains[norm] if norm in self.gains else np.maximum(np.abs(self.alpha), np.abs(self.beta))
+
+    def part(self, index: Array, signal: Signal, pre: LinearForm) -> SlopeRestricted:
+        """Only these neurons, groups whole or not at all."""
+        return replace(
+            self,
+            signal=signal,
+            pre=pre,
+            post=LinearForm.of(signal),
+            alpha=self.alpha[index],
+            beta=self.beta[index],
+            groups=None if self.groups is None else self.groups[index],
+            gains={norm: gain[index] for norm, gain in self.gains.items()},
+        )
 
     @property
     def steepest(self) -> float:
@@ -129,7 +154,7 @@ def increments(
 
 
 def ranges_over(network: Network, domain: Domain, norm: str) -> Mapping[str, tuple[Array, Array]]:
-    """Proved ranges of the pre-activations of every elementwise node over a box or a ball. Raises RefusedInput."""
+    """Proved ranges of the pre-activations of every nonlinear node over a box or a ball. Raises RefusedInput."""
     from lipmodel.errors import RefusedInput
     from lipmodel.ranges.local import pre_activation_ranges
 
@@ -142,7 +167,7 @@ def ranges_over(network: Network, domain: Domain, norm: str) -> Mapping[str, tup
 def local_increments(
     network: Network, domain: Domain, ranges: Mapping[str, tuple[Array, Array]], *, keep_stable: bool = False
 ) -> IncrementSystem:
-    """`increments` over a box or a ball on which the pre-activations of every elementwise node lie in `ranges`."""
+    """`increments` over a box or a ball on which the pre-activations of every nonlinear node lie in `ranges`."""
     if domain.is_point:
         x = Signal(name="x", size=network.input_size)
         nothing = LinearForm(size=network.output_size, blocks={}, role="output")
@@ -159,7 +184,7 @@ def local_increments(
 
 
 def _increments(network: Network, ranges: Mapping[str, tuple[Array, Array]], *, keep_stable: bool) -> IncrementSystem:
-    from lipmodel.errors import NotLipschitz, Reason, RefusedInput
+    from lipmodel.errors import Reason, RefusedInput
     from lipmodel.network import ops
 
     x = Signal(name="x", size=network.input_size)
@@ -181,17 +206,17 @@ def _increments(network: Network, ranges: Mapping[str, tuple[Array, Array]], *, 
         elif isinstance(op, ops.Concat):
             form = concatenated(op.positions, inputs)
         else:
+            nonlinear = _multiplied if isinstance(op, ops.Product) else _activated
             try:
-                form, activation = _activated(
-                    node, op, inputs[0], len(activations) + 1, ranges.get(node), keep_stable=keep_stable
+                form, found = nonlinear(
+                    node, op, inputs, len(activations) + 1, ranges.get(node), keep_stable=keep_stable
                 )
             except NotLipschitz as error:
-                hint = "a smaller domain would be needed" if ranges else "a bounded domain would be needed"
+                hint = "a smaller domain would be needed" if ranges else BOUNDED
                 reasons.append(Reason(kind="non-lipschitz", where=f"node {node!r}", message=str(error), hint=hint))
-                form, activation = LinearForm(size=inputs[0].size, blocks={}), None
-            if activation is not None:
-                activations.append(activation)
-                signals.append(activation.signal)
+                form, found = LinearForm(size=inputs[0].size, blocks={}), []
+            activations += found
+            signals += [activation.signal for activation in found]
         forms[node] = form
     if reasons:
         raise RefusedInput(network.source.path or "the network", reasons)
@@ -211,7 +236,8 @@ def read_only(system: IncrementSystem) -> IncrementSystem:
     """The system, its arrays made read-only: a formulation that writes into them would change what is proved."""
     forms = [system.output, *(a.pre for a in system.activations)]
     pending: list[Any] = [m for form in forms for m in form.blocks.values()]
-    pending += [array for a in system.activations for array in (a.alpha, a.beta)]
+    pending += [array for a in system.activations for array in (a.alpha, a.beta, *a.gains.values())]
+    pending += [a.groups for a in system.activations if a.groups is not None]
     seen: set[int] = set()
     while pending:
         value = pending.pop()
@@ -241,27 +267,72 @@ def concatenated(positions: tuple[Array, ...], inputs: list[LinearForm]) -> Line
 
 
 def _activated(
-    node: str, op: Any, pre: LinearForm, number: int, within: tuple[Array, Array] | None, *, keep_stable: bool
-) -> tuple[LinearForm, SlopeRestricted | None]:
-    """The value of an elementwise node: linear where the slope is known, a new signal elsewhere."""
+    node: str, op: Any, inputs: list[LinearForm], number: int, within: tuple[Array, Array] | None, *, keep_stable: bool
+) -> tuple[LinearForm, list[SlopeRestricted]]:
+    """The value of a nonlinear node: linear where the slope is known, a new signal elsewhere."""
+    (pre,) = inputs
     if not pre.blocks:
-        return LinearForm(size=pre.size, blocks={}), None  # a function of a constant does not move
+        return LinearForm(size=pre.size, blocks={}), []  # a function of a constant does not move
     alpha, beta = slopes(op, within)
-    fixed = _linear_everywhere(op) if keep_stable else alpha == beta
+    fixed = linear_everywhere(op) if keep_stable else alpha == beta
+    grouping = partial(_grouping, op)
+    return _restricted(node, pre, number, alpha, beta, fixed, grouping)
+
+
+def _multiplied(
+    node: str, op: Any, inputs: list[LinearForm], number: int, within: tuple[Array, Array] | None, *, keep_stable: bool
+) -> tuple[LinearForm, list[SlopeRestricted]]:
+    """The value of a product x y: its increments are (mean of y) dx + (mean of x) dy, the means within the ranges.
+
+    Hence two scalar multiplications, of x with slopes between the ends of y and of y with those of x. Raises
+    NotLipschitz on the whole space.
+    """
+    if within is None or not bool(np.all(np.isfinite(within))):
+        raise NotLipschitz("a product of two tensors that vary has no Lipschitz constant where they are unbounded")
+    form = LinearForm(size=inputs[0].size, blocks={})
+    found: list[SlopeRestricted] = []
+    ends = [np.split(end, 2) for end in within]
+    for k, pre in enumerate(inputs):
+        alpha, beta = outward(*(side[1 - k] for side in ends))
+        if not pre.blocks:
+            continue
+        fixed = np.zeros(pre.size, dtype=bool) if keep_stable else alpha == beta
+        part, signals = _restricted(f"{node} ({k})", pre, number + len(found), alpha, beta, fixed)
+        form = add_forms([form, part]) if form.blocks else part
+        found += signals
+    return form, found
+
+
+def _restricted(
+    name: str,
+    pre: LinearForm,
+    number: int,
+    alpha: Array,
+    beta: Array,
+    fixed: Array,
+    grouping: Callable[[Array], dict[str, Any]] = lambda index: {},
+) -> tuple[LinearForm, list[SlopeRestricted]]:
+    """What has the slopes alpha to beta: linear where they are fixed, a new signal elsewhere."""
     if fixed.all():
-        return apply(_scaling(alpha), pre), None
+        return apply(_scaling(alpha), pre), []
     free = np.flatnonzero(~fixed)
     signal = Signal(name=f"w{number}", size=len(free))
     seen = pre if len(free) == pre.size else apply(Selection(index=free, size=pre.size), pre)
     activation = SlopeRestricted(
-        name=node, signal=signal, pre=seen, post=LinearForm.of(signal), alpha=alpha[free], beta=beta[free]
+        name=name,
+        signal=signal,
+        pre=seen,
+        post=LinearForm.of(signal),
+        alpha=alpha[free],
+        beta=beta[free],
+        **grouping(free),
     )
     if not fixed.any():
-        return activation.post, activation
+        return activation.post, [activation]
     index = np.full(pre.size, -1)
     index[free] = np.arange(len(free))
     scattered = apply(Selection(index=index, size=len(free)), activation.post)
-    return scattered + apply(_scaling(np.where(fixed, alpha, 0.0)), pre), activation
+    return scattered + apply(_scaling(np.where(fixed, alpha, 0.0)), pre), [activation]
 
 
 def _scaling(values: Array) -> LinearMap:
@@ -271,39 +342,14 @@ def _scaling(values: Array) -> LinearMap:
     return Diagonal(values=values)
 
 
-def _linear_everywhere(op: Any) -> Array:
-    """Which entries of an elementwise operation are linear functions on the whole line."""
-    from lipmodel.errors import NotLipschitz
+def _grouping(op: Any, index: Array) -> dict[str, Any]:
+    """The groups of some entries of an operation on vectors, and their gains; nothing for an elementwise one."""
+    from lipmodel.network.ops import Grouped
 
-    linear = np.zeros(sum(len(part.index) for part in op.parts), dtype=bool)
-    for part in op.parts:
-        with suppress(NotLipschitz):
-            alpha, beta = part.activation.slopes()
-            linear[part.index] = alpha == beta
-    return linear
-
-
-def slopes(op: Any, within: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
-    """The slope intervals of an elementwise operation, one per entry, its arguments in [lo, hi] = within if given.
-
-    An entry whose argument cannot move has the slope 0. Raises NotLipschitz.
-    """
-    size = sum(len(part.index) for part in op.parts)
-    alpha, beta = np.zeros(size), np.zeros(size)
-    for part in op.parts:
-        if within is None:
-            alpha[part.index], beta[part.index] = part.activation.slopes()
-            continue
-        moving = part.index[within[0][part.index] < within[1][part.index]]
-        if len(moving):
-            alpha[moving], beta[moving] = part.activation.slopes(within[0][moving], within[1][moving])
-    if within is not None:
-        # the tails of smooth activations have slopes too small to compute with: outward to zero, or to SMALL
-        thin = (alpha != beta) & (np.minimum(np.abs(alpha), np.abs(beta)) < SMALL)
-        low, high = thin & (np.abs(alpha) < SMALL), thin & (np.abs(beta) < SMALL)
-        alpha[low] = np.where(alpha[low] < 0.0, -SMALL, 0.0)
-        beta[high] = np.where(beta[high] > 0.0, SMALL, 0.0)
-    return alpha, beta
+    if not isinstance(op, Grouped):
+        return {}
+    gains = op.function.gains(op.groups.shape[1])
+    return {"groups": op.labels()[index], "gains": {norm: np.full(len(index), g) for norm, g in gains.items()}}
 
 
 def _pruned(system: IncrementSystem) -> IncrementSystem:
@@ -344,6 +390,7 @@ def float_system(system: IncrementSystem, cache: dict[int, Any] | None = None) -
         pre=tuple({at[s]: dense(m) for s, m in a.pre.blocks.items()} for a in system.activations),
         alpha=tuple(a.alpha for a in system.activations),
         beta=tuple(a.beta for a in system.activations),
+        groups=tuple(a.groups for a in system.activations),
         output={at[s]: dense(m) for s, m in system.output.blocks.items()},
     )
 
@@ -358,6 +405,7 @@ def exact_system(system: IncrementSystem) -> Any:
         pre=tuple({at[s]: m.exact().block() for s, m in a.pre.blocks.items()} for a in system.activations),
         alpha=tuple(a.alpha for a in system.activations),
         beta=tuple(a.beta for a in system.activations),
+        groups=tuple(a.groups for a in system.activations),
         output={at[s]: m.exact().block() for s, m in system.output.blocks.items()},
     )
 

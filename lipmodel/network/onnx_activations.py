@@ -39,6 +39,9 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "Sin": (),
     "Cos": (),
     "Exp": (),
+    "Log": (),
+    "Sqrt": (),
+    "Reciprocal": (),
     "Shrink": ("lambd", "bias"),
 }
 """Unary operators, and the attributes that their activations take."""

@@ -26,6 +26,7 @@ from lipmodel.network.onnx_ops import (
     register_operator,
     widest,
 )
+from lipmodel.network.onnx_products import contracted, multiplied, reciprocal
 from lipmodel.network.ops import Add
 
 Array = np.ndarray[Any, Any]
@@ -145,7 +146,7 @@ def _mul(node: Node) -> Value:
         return found
     a, b = node.real(0), node.real(1)
     if isinstance(a, Computed) and isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
+        return multiplied(node, a, b)
     return scaled(node, a, _real(node, b)) if isinstance(b, Fixed) else scaled(node, b, _real(node, a))  # type: ignore[arg-type]
 
 
@@ -156,7 +157,8 @@ def _div(node: Node) -> Value:
         return found
     a, b = node.real(0), node.real(1)
     if isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a quotient by a tensor that varies has no global Lipschitz constant")
+        inverse = reciprocal(node, b, ".reciprocal")
+        return multiplied(node, a, inverse) if isinstance(a, Computed) else scaled(node, inverse, _real(node, a))
     divisor = _real(node, b)
     if bool(np.any(divisor.values == 0.0)):
         node.refuse("non-finite", "a division by a constant that contains 0")
@@ -198,7 +200,7 @@ def _matmul(node: Node) -> Value:
 
 
 def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha: float, suffix: str) -> Value:
-    """alpha times the product of two (batches of) matrices, at most one of them computed.
+    """alpha times the product of two (batches of) matrices.
 
     a_at (..., M, K), b_at (..., K, N): the position in the flat tensor of every entry of the matrices.
     """
@@ -211,7 +213,7 @@ def contraction(node: Node, a: Value, a_at: Array, b: Value, b_at: Array, alpha:
         product = _product(_real(node, a), np.broadcast_to(a_at, (*batch, *a_at.shape[-2:])), _real(node, b), b_at)
         return scaled(node, fixed(node, widest(a.type, b.type), product), factor)
     if isinstance(a, Computed) and isinstance(b, Computed):
-        node.refuse("non-lipschitz", "a product of two tensors that vary has no global Lipschitz constant")
+        return scaled(node, contracted(node, a, a_at, b, b_at, shape), factor, ".alpha")
     x, other = (a, b) if isinstance(a, Computed) else (b, a)
     assert isinstance(x, Computed)
     assert isinstance(other, Fixed)
@@ -287,10 +289,10 @@ def _reduce(node: Node) -> Value:
     kept = tuple(1 if k in axes else d for k, d in enumerate(x.shape))
     shape = kept if keep else tuple(d for k, d in enumerate(x.shape) if k not in axes)
     if isinstance(x, Fixed) and x.whole is not None:
-        total = np.asarray(x.whole).astype(object).sum(axis=tuple(axes)).reshape(shape)
+        total = np.asarray(np.asarray(x.whole).astype(object).sum(axis=tuple(axes)), dtype=object).reshape(shape)
         if node.op_type == "ReduceMean":
             node.refuse("dtype", "ReduceMean of integers")
-        return integers(node, np.asarray(total, dtype=object), x.type)
+        return integers(node, total, x.type)
     x = node.real(0)
     count = prod(x.shape[k] for k in axes)
     part = constants.reciprocal(Enclosed(values=np.array(float(count))))

@@ -7,7 +7,7 @@ of them are float32 numbers and float64 otherwise; the same network always gives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from lipmodel.network.graph import Network
 from lipmodel.network.linear import Composition, Dense, Diagonal, LinearMap, Selection, Sparse, Sum, Transposed
 from lipmodel.network.onnx_activations import OWN_DOMAIN
 from lipmodel.network.onnx_file import FLOAT_TYPES
-from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear, Op
+from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Grouped, Input, Linear, Op, Product
+from lipmodel.network.vector import LRN, LayerNormalization, RMSNormalization
 
 if TYPE_CHECKING:
     from lipmodel.activations import Activation
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 OPSET = 20
+RMS_OPSET = 23
 _IR_VERSION = 9
 _MAX_DENSE = 10**7
 
@@ -58,7 +60,7 @@ def to_bytes(network: Network) -> bytes:
     model = helper.make_model(
         graph,
         ir_version=_IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in domains)],
+        opset_imports=[helper.make_opsetid("", writer.opset), *(helper.make_opsetid(d, 1) for d in domains)],
         producer_name="lipmodel",
     )
     return bytes(model.SerializeToString(deterministic=True))
@@ -81,6 +83,11 @@ class _Writer:
     weights: list[Any] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
+
+    @property
+    def opset(self) -> int:
+        """The first operator set that has all that is used, from `OPSET` on."""
+        return RMS_OPSET if any(n.op_type == "RMSNormalization" for n in self.nodes) else OPSET
 
     @property
     def type(self) -> int:
@@ -131,6 +138,10 @@ class _Writer:
             return self.gather(joined, np.argsort(np.concatenate(op.positions), kind="stable"), node)
         if isinstance(op, Elementwise):
             return self.activate(op, arguments[0], node)
+        if isinstance(op, Product):
+            return self.emit("Mul", arguments, node)
+        if isinstance(op, Grouped):
+            return self.group(op, arguments[0], node)
         raise LipmodelError(f"{type(op).__name__} ({node}) cannot be written as ONNX")
 
     def affine(self, op: Linear, x: str, name: str) -> str:
@@ -242,6 +253,23 @@ class _Writer:
         joined = self.emit("Concat", pieces, f"{name}.joined", axis=1)
         order = np.argsort(np.concatenate([part.index for part in op.parts]), kind="stable")
         return self.gather(joined, order, name)
+
+    def group(self, op: Grouped, x: str, name: str) -> str:
+        """A function of vectors on the rows of a matrix."""
+        params: dict[str, Any] = {f.name: getattr(op.function, f.name) for f in fields(op.function)}
+        if any(float(np.float32(v)) != v for v in params.values()):
+            raise LipmodelError(f"{name}: {op.function.label} cannot be written as ONNX")
+        count, n = op.groups.shape
+        shape = (count, n, 1, 1) if isinstance(op.function, LRN) else (count, n)
+        ones = []
+        if isinstance(op.function, LayerNormalization | RMSNormalization):
+            ones = [self.tensor(np.ones(n), f"{name}.scale")]
+        if not isinstance(op.function, LRN):
+            params["axis"] = 1
+        rows = self.reshape(self.gather(x, op.groups.ravel(), f"{name}.rows"), shape, f"{name}.matrix")
+        y = self.emit(op.function.name, [rows, *ones], f"{name}.values", **params)
+        y = self.reshape(y, (1, op.size), f"{name}.flat")
+        return self.gather(y, np.argsort(op.groups.ravel(), kind="stable"), name)
 
     def scalar(self, activation: Activation, x: str, name: str) -> str:
         """The same activation on all of x."""

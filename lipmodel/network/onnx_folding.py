@@ -19,6 +19,7 @@ from lipmodel.network.onnx_arithmetic import fixed, integers
 from lipmodel.network.onnx_file import decode, type_name
 from lipmodel.network.onnx_nodes import unsupported_operator
 from lipmodel.network.onnx_ops import MAX_TENSOR, Computed, Fixed, Node, Value, broadcast_shape, register_operator
+from lipmodel.network.onnx_products import powers
 from lipmodel.network.onnx_shapes import fixed_array
 
 Array = np.ndarray[Any, Any]
@@ -204,26 +205,28 @@ def fold_function(node: Node) -> Fixed:
         node.refuse("dtype", f"{node.op_type} of {type_name(x.type)}")
     if x.size > MAX_BALLS:
         node.refuse("size-limit", f"{node.op_type} of {x.size} constants; the limit is {MAX_BALLS}")
-    node.file.constants.add(BALL * x.size)
+    node.file.constants.fold(BALL * x.size)
     return fixed(node, x.type, constants.pointwise(FUNCTIONS[node.op_type], x.real))
 
 
-for _name in ("Sqrt", "Log", "Tan", "Reciprocal"):
-    register_operator(_name)(fold_function)
+register_operator("Tan")(fold_function)
 
 
 @register_operator("Pow")
 def _pow(node: Node) -> Value:
+    x, power_of_x = node.value(0), node.value(1)
+    if isinstance(x, Computed) and isinstance(power_of_x, Fixed):
+        return powers(node, node.computed(0), power_of_x)
     base, exponent = _all_fixed(node)
     shape = broadcast_shape(base.shape, exponent.shape)
     if base.whole is not None and exponent.whole is not None:
         if exponent.size and not 0 <= np.asarray(exponent.whole).min() <= np.asarray(exponent.whole).max() <= 64:
             node.refuse("dtype", "a power of integers that is not between 0 and 64")
-        powers = np.asarray(base.whole).astype(object) ** np.asarray(exponent.whole).astype(object)
-        return integers(node, np.broadcast_to(powers, shape), base.type)
+        whole_powers = np.asarray(base.whole).astype(object) ** np.asarray(exponent.whole).astype(object)
+        return integers(node, np.broadcast_to(whole_powers, shape), base.type)
     if base.real is None or prod(shape) > MAX_BALLS:
         node.refuse("dtype", f"a power of {type_name(base.type)} constants")
-    node.file.constants.add(BALL * prod(shape))
+    node.file.constants.fold(BALL * prod(shape))
     power = exponent.real or Enclosed(values=np.asarray(exponent.whole).astype(np.float64))
     if power.radius is None and np.all(power.values == np.round(power.values)) and np.abs(power.values).max() <= 64:
         whole_power = np.broadcast_to(power.values, shape)

@@ -1,11 +1,11 @@
 """The primitive operations of a network, on flat float64 vectors in C order (or columns of them).
 
-Whatever an ONNX file says comes down to these six. Each knows its output size and evaluates itself in floating point.
+Whatever an ONNX file says comes down to these eight. Each knows its output size and evaluates itself in floating point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lipmodel.network.linear import LinearMap
 
 if TYPE_CHECKING:
     from lipmodel.activations import Activation
+    from lipmodel.network.vector import VectorFunction
 
 Array = np.ndarray[Any, Any]
 
@@ -149,6 +150,52 @@ class Elementwise(Op):
 def elementwise(activation: Activation, size: int) -> Elementwise:
     """The same activation on every one of `size` entries."""
     return Elementwise(parts=(Part(activation=activation, index=np.arange(size)),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grouped(Op):
+    """A function of vectors, the same on every group of entries; groups: positions, shape (count, n), a partition."""
+
+    function: VectorFunction
+    groups: Array
+
+    @property
+    def size(self) -> int:
+        return int(self.groups.size)
+
+    def output_size(self, input_sizes: Sequence[int]) -> int:
+        _require(tuple(input_sizes) == (self.size,), f"{self.size} entries in groups cannot be {input_sizes}")
+        return self.size
+
+    def evaluate(self, inputs: Sequence[Array]) -> Array:
+        return self.apply(self.function.value, inputs[0])
+
+    def apply(self, function: Callable[..., Array], *columns: Array) -> Array:
+        """A function of arrays of shape (groups, n, points), on flat vectors (size,) or columns (size, points)."""
+        parts = [x[self.groups] if x.ndim == 2 else x[self.groups][:, :, None] for x in columns]
+        y = np.empty((self.size, max(part.shape[2] for part in parts)))
+        y[self.groups] = function(*parts)
+        return y if any(x.ndim == 2 for x in columns) else y[:, 0]
+
+    def labels(self) -> Array:
+        """The number of the group of every entry, shape (size,)."""
+        found = np.empty(self.size, dtype=np.int64)
+        found[self.groups] = np.arange(len(self.groups))[:, None]
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Product(Op):
+    """The product of two inputs of equal sizes, entry by entry."""
+
+    def output_size(self, input_sizes: Sequence[int]) -> int:
+        same = len(input_sizes) == 2 and input_sizes[0] == input_sizes[1]
+        _require(same, f"a Product cannot take inputs of sizes {input_sizes}")
+        return input_sizes[0]
+
+    def evaluate(self, inputs: Sequence[Array]) -> Array:
+        x, y = inputs
+        return np.asarray((x[:, None] if x.ndim < y.ndim else x) * (y[:, None] if y.ndim < x.ndim else y))
 
 
 def _spread(x: Array, y: Array) -> Array:

@@ -29,7 +29,7 @@ def without_dead_neurons(system: IncrementSystem) -> IncrementSystem:
     """The system without neurons whose pre-activation, or whose further path to the output, is zero by stored zeros.
 
     An activation that is fed or read by a map that keeps a structure (a convolution) is left whole unless all of its
-    neurons are dead.
+    neurons are dead. In a group each entry feels all others, so that it lives or dies as a whole.
     """
     alive = _alive(system)
     kept = {a.signal: _kept(system, a, alive[a.signal]) for a in system.activations}
@@ -52,16 +52,7 @@ def without_dead_neurons(system: IncrementSystem) -> IncrementSystem:
         place = np.full(a.size, -1)
         place[index] = np.arange(len(index))
         new[a.signal] = apply(Selection(index=place, size=len(index)), LinearForm.of(signal))
-        activations.append(
-            replace(
-                a,
-                signal=signal,
-                pre=apply(Selection(index=index, size=a.size), pre),
-                post=LinearForm.of(signal),
-                alpha=a.alpha[index],
-                beta=a.beta[index],
-            )
-        )
+        activations.append(a.part(index, signal, apply(Selection(index=index, size=a.size), pre)))
     output = system.output.substitute({s: f for s, f in new.items() if s in system.output.blocks})
     signals = (system.signals[0], *(a.signal for a in activations))
     return replace(
@@ -78,14 +69,23 @@ def _alive(system: IncrementSystem) -> dict[Signal, Mask]:
     """Per activation, the neurons that lie on a path of stored nonzeros from the input to the output."""
     reached = {system.signals[0]: np.ones(system.input.size, dtype=bool)}
     for a in system.activations:
-        reached[a.signal] = _forward(a.pre, reached)
+        reached[a.signal] = _joined(a, _forward(a.pre, reached))
     wanted = {s: np.zeros(s.size, dtype=bool) for s in system.signals}
     for s, m in system.output.blocks.items():
         wanted[s] |= _back(m, np.ones(system.output.size, dtype=bool))
     for a in reversed(system.activations):
+        wanted[a.signal] = _joined(a, wanted[a.signal])
         for s, m in a.pre.blocks.items():
             wanted[s] |= _back(m, wanted[a.signal] & reached[a.signal])
     return {a.signal: reached[a.signal] & wanted[a.signal] for a in system.activations}
+
+
+def _joined(a: SlopeRestricted, mask: Mask) -> Mask:
+    """The mask, and with every neuron in it the others of its group."""
+    if a.groups is None:
+        return mask
+    _, label = np.unique(a.groups, return_inverse=True)
+    return np.bincount(label, weights=mask)[label] > 0
 
 
 def _kept(system: IncrementSystem, a: SlopeRestricted, alive: Mask) -> Mask:
