@@ -44,6 +44,7 @@ _PUBLIC = {
     "solve": "lipmodel.pipeline",
     "build": "lipmodel.pipeline",
     "export": "lipmodel.pipeline",
+    "certify_solution": "lipmodel.foreign",
     "verify": "lipmodel.certify.verify",
     "register_backend": "lipmodel.backends",
     "to_native": "lipmodel.backends",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from lipmodel.errors import Refuted as Refuted
     from lipmodel.errors import SoundnessError as SoundnessError
     from lipmodel.errors import UsageError as UsageError
+    from lipmodel.foreign import certify_solution as certify_solution
     from lipmodel.formulation import Formulation as Formulation
     from lipmodel.formulation import option as option
     from lipmodel.model import norm_expression as norms  # noqa: F401

@@ -23,7 +23,7 @@ from lipmodel.backends.base import Capabilities, Missing, Unlicensed
 from lipmodel.cli import main, parser
 from lipmodel.cli.common import key_values, plain_value
 
-COMMANDS = ["solve", "verify", "inspect", "export", "formulations", "backends"]
+COMMANDS = ["solve", "verify", "inspect", "export", "certify", "formulations", "backends"]
 ANSWER = re.compile(r"(\S+) ≤ L\((\S+)→(\S+?)(, outputs \S+)?\) ≤ (\S+)   proved, ([\w-]+), (?:([\w-]+), )?\d+\.\d\d s")
 
 
@@ -306,7 +306,8 @@ def test_unusable_backends_exit_with_4(state: Any, nets: Path, capsys: pytest.Ca
         assert "dummy" in err
         code, out, _ = run(capsys, "backends")
         assert code == 0
-        assert str(state) in out
+        assert str(state).partition(":")[0] in out
+        assert str(state) in run(capsys, "backends", "dummy")[1]
         assert str(state) in run(capsys, "backends", "dummy")[1]
     finally:
         del BACKENDS["dummy"]

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from lipmodel import __version__
-    from lipmodel.cli import backends, export, formulations, inspect, solve, verify
+    from lipmodel.cli import backends, certify, export, formulations, inspect, solve, verify
 
     top = argparse.ArgumentParser(
         prog="lipmodel",
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lipmodel {__version__}", help="show the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (solve, verify, inspect, export, formulations, backends):
+    for module in (solve, verify, inspect, export, certify, formulations, backends):
         module.add(commands)
     return top
 

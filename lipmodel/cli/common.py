@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lipmodel.network.graph import Network
+
 
 def add_command(commands: Any, name: str, *, help: str, description: str, examples: str) -> argparse.ArgumentParser:
     """A subcommand with its help."""
@@ -27,8 +29,15 @@ def add_command(commands: Any, name: str, *, help: str, description: str, exampl
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """The positional argument NET."""
-    parser.add_argument("network", metavar="NET", help="the network, an ONNX file")
+    """The positional argument NET, and how to read what is no ONNX file."""
+    parser.add_argument("network", metavar="NET", help="the network: an ONNX file, or .nnet, .npz, .mat (weights)")
+    group = parser.add_argument_group("files that are not ONNX")
+    group.add_argument("--activation", metavar="NAME", help="the activation of the hidden layers (.npz, .mat)")
+    group.add_argument(
+        "--normalised",
+        choices=("yes", "no"),
+        help="whether inputs and outputs are the normalised ones of a .nnet file, or the physical ones",
+    )
 
 
 def add_formulation(parser: argparse.ArgumentParser, *, required: bool, help: str) -> None:
@@ -126,6 +135,17 @@ def chosen(names: Sequence[str]) -> str | list[str] | None:
     if not names:
         return None
     return names[0] if len(names) == 1 else list(names)
+
+
+def network_of(args: argparse.Namespace) -> Path | Network:
+    """The path of an ONNX file that can be opened; a network in another format, read. Raises LipmodelError."""
+    from lipmodel.network.doors import OTHER, load
+
+    path = network_path(args.network)
+    given = {"activation": args.activation, "normalised": None if args.normalised is None else args.normalised == "yes"}
+    if path.suffix.lower() in OTHER or any(v is not None for v in given.values()):
+        return load(path, **given)
+    return path
 
 
 def network_path(text: str) -> Path:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from lipmodel import question
 from lipmodel.cli.common import screen_width
-from lipmodel.cli.statement import statement
+from lipmodel.cli.statement import Shown, statement
 from lipmodel.cli.summary import file_summary, network_summary
 from lipmodel.errors import Reason, RefusedInput
+from lipmodel.network.graph import Network
 from lipmodel.network.onnx_file import read
 from lipmodel.network.onnx_import import load
+from lipmodel.report.dot import network_dot
 from lipmodel.report.tables import printable
+from lipmodel.result import write_atomically
 from lipmodel.spec import Ball, Global
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from lipmodel.network.graph import Network
     from lipmodel.network.increments import IncrementSystem
     from lipmodel.spec import Domain
 
@@ -28,20 +30,26 @@ _ATTEMPTS = 8
 """How many choices of graph inputs and outputs are tried for a network that needs one."""
 
 
-def report(path: Path, formulation: str | None, asked: dict[str, Any], *, plan: bool) -> list[str]:
-    """The lines of `inspect`; asked: the question, as `cli.common.question` gives it.
+def report(
+    source: Path | Network, formulation: str | None, asked: dict[str, Any], shown: Shown, dot: str | None = None
+) -> list[str]:
+    """The lines of `inspect`; asked: the question, as `cli.common.question` gives it. LaTeX comes alone.
 
+    source: an ONNX file, or a network that was read from something else; dot: a file for its graph.
     Raises RefusedInput and UsageError where a solve would, unless a choice or a bounded domain is all that is missing.
     """
     graph = {"graph_input": asked.pop("graph_input"), "graph_output": asked.pop("graph_output")}
     note = ""
     try:
-        network = load(path, **graph)
+        network = source if isinstance(source, Network) else load(source, **graph)
     except RefusedInput as refusal:
-        found = _with_choice(path, graph, refusal)
+        assert not isinstance(source, Network)
+        found = _with_choice(source, graph, refusal)
         if isinstance(found, RefusedInput):
-            return [*file_summary(path), "", *_not_global(found)]
+            return [*file_summary(source), "", *_not_global(found)]
         network, note = found
+    if dot is not None:
+        write_atomically(dot, network_dot(network))
     plain = (asked["norm"], asked["outputs"], asked["domain"]) == (None, "all", "global")
     norms, domain = question.asked(network, formulation, asked["norm"], asked["domain"], asked["options"])
     system = _increments(network, domain, norms[0])
@@ -52,11 +60,16 @@ def report(path: Path, formulation: str | None, asked: dict[str, Any], *, plan: 
         asked |= {"norm": norms, "domain": domain}
         ball = f" (in the {norms[0]}-norm)" if isinstance(domain, Ball) else ""
         lines += ["", f"on {domain}{ball}: {system.neurons} activations are not affine, of those that matter"]
-    if formulation is not None or plan or asked["options"] or not plain:
+    if formulation is not None or shown.anything or asked["options"] or not plain:
         if note:
             # what is stated depends on the choice that is missing
-            raise RefusedInput(str(path), [Reason(kind="inputs", where="graph", message=note)])
-        lines += ["", *statement(system, formulation, asked, plan=plan)]
+            raise RefusedInput(
+                network.source.path or "the network", [Reason(kind="inputs", where="graph", message=note)]
+            )
+        stated = statement(system, formulation, asked, shown)
+        if shown.latex:
+            return stated
+        lines += ["", *stated]
     return [*lines, "", note] if note else lines
 
 

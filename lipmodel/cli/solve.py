@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lipmodel.cli.common import (
     add_command,
@@ -13,22 +13,27 @@ from lipmodel.cli.common import (
     add_problem,
     check_destination,
     key_values,
-    network_path,
+    network_of,
     plain_value,
     question,
     stdout_for_the_answer,
     whole_answer,
 )
 
+if TYPE_CHECKING:
+    from lipmodel.result import Result
+
 _EXAMPLES = """\
   lipmodel solve net.onnx
   lipmodel solve net.onnx -f geolip --norm inf:2 --save result.json
   lipmodel solve net.onnx -f lipsdp-neuron -b clarabel --outputs margin:3 --time-limit 60
   lipmodel solve net.onnx --norm inf --domain ball:x.npy:0.03
+  lipmodel solve net.onnx --domain box:0:1 --float32
   lipmodel solve net.onnx -f ./mine.py:MyFormulation -o order=2 --json > result.json
 
 The answer is the last line on stdout:  LOWER ≤ L(P→Q) ≤ UPPER   assurance, formulation, backend, seconds.
-Both ends are proved; a number that is not proved never stands beside a ≤. Progress goes to stderr."""
+Both ends are proved; a number that is not proved never stands beside a ≤. Progress goes to stderr. With --float32 the
+line before it says how far float32 outputs can be apart."""
 
 
 def add(commands: Any) -> None:
@@ -87,6 +92,12 @@ def add(commands: Any) -> None:
         "formulation states by itself, which the certificate then lists as assumptions",
     )
     answer.add_argument(
+        "--float32",
+        action="store_true",
+        help="also state, and write into the certificate, what the bound says about the network as it is executed in "
+        "float32, rounding errors included (needs --domain box:LO:HI; chains and graphs of affine operators and ReLU)",
+    )
+    answer.add_argument(
         "--save", metavar="R.json", help="write the result with its certificate to a file, for `lipmodel verify`"
     )
     answer.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
@@ -105,13 +116,10 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Solve and print the answer. Raises what `pipeline.solve` raises, NothingProved, UsageError."""
-    import json
-
-    from lipmodel.errors import NothingProved, UsageError
+    """Solve and print the answer. Raises what `pipeline.solve` and `deliver` raise."""
     from lipmodel.report.progress import Reporter, choose_mode
 
-    path = network_path(args.network)
+    network = network_of(args)
     if args.save is not None:
         check_destination(args.save, "--save")
     asked = question(args)
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         from lipmodel import pipeline
 
         result = pipeline.solve(
-            path,
+            network,
             args.formulation,
             **asked,
             backend=args.backend,
@@ -130,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
             jobs=args.jobs,
             backend_options=settings,
             assurance=args.assurance,
+            float32=args.float32,
             report=reporter.say,
             progress=None if mode == "silent" else reporter.progress,
             verbose=args.verbose,
@@ -137,17 +146,36 @@ def run(args: argparse.Namespace) -> int:
     if mode == "silent" and result.reason and not (args.quiet or args.json):
         # a choice made for the user is announced, also where progress is not shown
         print(result.reason, file=sys.stderr, flush=True)
+    return deliver(result, args.save, as_json=args.json, assurance=args.assurance)
+
+
+def deliver(result: Result, save: str | None, *, as_json: bool, assurance: str) -> int:
+    """Save a result, print it, and give the exit code. Raises UsageError where it cannot be saved, NothingProved."""
+    import json
+
+    from lipmodel.errors import NothingProved, UsageError
+
     unsaved: UsageError | None = None
     with whole_answer():
-        if args.save is not None:
+        if save is not None:
             try:
-                result.save(args.save)
+                result.save(save)
             except UsageError as error:
                 unsaved = error
-        answer = json.dumps(result.to_json(), indent=1, allow_nan=False) if args.json else result.sentence()
+        answer = json.dumps(result.to_json(), indent=1, allow_nan=False) if as_json else _sentences(result)
         print(answer, flush=True)
     if unsaved is not None:
         raise unsaved
-    if result.assurance not in ("proved", args.assurance):
-        raise NothingProved(f"no bound could be proved at the requested assurance, {args.assurance!r}")
+    if result.assurance not in ("proved", assurance):
+        raise NothingProved(f"no bound could be proved at the requested assurance, {assurance!r}")
     return 0
+
+
+def _sentences(result: Result) -> str:
+    """The answer, and before it what it says about execution in float32 where that was asked for."""
+    block = result.certificate and result.certificate["float_execution"]
+    if not block:
+        return result.sentence()
+    from lipmodel.certify.execution import execution_line
+
+    return f"{execution_line(result.spec, result.bound, float.fromhex(block['eps']))}\n{result.sentence()}"

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.report.tables import facts, printable
 
 if TYPE_CHECKING:
+    from lipmodel.backends.base import Backend
     from lipmodel.families import Member
     from lipmodel.model.model import Model
     from lipmodel.network.increments import IncrementSystem
     from lipmodel.pipeline import Request
 
 
-def statement(system: IncrementSystem, formulation: str | None, asked: dict[str, Any], *, plan: bool) -> list[str]:
-    """The problem, its programs, the model of the first of them and the backend; with `plan`, every step on the way.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What `inspect` shows of a formulation: for which backend (None: the one of `solve`), and what beyond."""
+
+    backend: str | None = None
+    plan: bool = False
+    latex: bool = False
+
+    @property
+    def anything(self) -> bool:
+        return self.backend is not None or self.plan or self.latex
+
+
+def statement(system: IncrementSystem, formulation: str | None, asked: dict[str, Any], shown: Shown) -> list[str]:
+    """The problem, its programs, the model of the first of them and the backend; with a plan, every step on the way.
 
     asked: norm, outputs, domain and options, as `pipeline.make_request` takes them. Raises UsageError as a solve would.
     """
@@ -30,16 +45,26 @@ def statement(system: IncrementSystem, formulation: str | None, asked: dict[str,
     built: Any = None
     if first.output.blocks:
         built = pipeline.build(first, request.formulation, member_spec(spec, family[0]))
+    if shown.latex:
+        return _latex(built, request)
     lines = _problem(request, family)
-    if isinstance(built, Model):
-        backend, reasons = _backend(built, first)
-        lines += facts([("backend", backend), *([("not chosen", reasons)] if reasons else [])])
-    else:
-        lines += facts([("backend", "none is needed")])
+    choice = _choice(built, first, shown.backend) if isinstance(built, Model) else _Choice(text="none is needed")
+    lines += facts([("backend", choice.text), *([("not chosen", choice.others)] if choice.others else [])])
     lines += ["", *_stated(built)]
-    if plan:
-        lines += ["", "plan", *_plan(system, first, family, built)]
+    if shown.plan:
+        lines += ["", "plan", *_plan(system, first, family, built, choice)]
     return lines
+
+
+def _latex(built: Any, request: Request) -> list[str]:
+    """Raises UsageError for a formulation that states no model."""
+    from lipmodel.errors import UsageError
+    from lipmodel.model.latex import model_latex
+    from lipmodel.model.model import Model
+
+    if not isinstance(built, Model):
+        raise UsageError(f"the formulation {request.formulation.name!r} states no model of this network: no LaTeX")
+    return model_latex(built).split("\n")
 
 
 def _problem(request: Request, family: list[Member]) -> list[str]:
@@ -75,19 +100,39 @@ def _stated(built: Any) -> list[str]:
     return ["multipliers in closed form"]
 
 
-def _backend(model: Model, system: IncrementSystem) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Choice:
+    """The backend, in words and itself where it takes the model, and why others do not or are not asked."""
+
+    text: str
+    backend: Backend | None = None
+    others: str = ""
+
+
+def _choice(model: Model, system: IncrementSystem, name: str | None) -> _Choice:
+    """Raises UsageError for a name that is unknown."""
+    from lipmodel.backends import backend as find_backend
     from lipmodel.member import choose_backend, provable
 
     if not provable(system):
-        return f"none: order {system.order} is beyond what is proved as a matrix inequality; norm bounds only", ""
+        text = f"none: order {system.order} is beyond what is proved as a matrix inequality; norm bounds only"
+        return _Choice(text=text)
+    if name is not None:
+        asked = find_backend(name, usable=False)
+        refusal = asked.refuses(model)
+        if refusal is not None:
+            return _Choice(text=f"{asked.name} does not take this model: {refusal}")
+        return _Choice(text=f"{asked.name} ({asked.description}), {asked.available()}", backend=asked)
     chosen, refusals = choose_backend(model)
     reasons = "\n".join(f"{name}: {reason}" for name, reason in refusals)
     if chosen is None:
-        return "none takes it: closed-form multipliers instead", reasons
-    return f"{chosen.name} ({chosen.description})", reasons
+        return _Choice(text="none takes it: closed-form multipliers instead", others=reasons)
+    return _Choice(text=f"{chosen.name} ({chosen.description})", backend=chosen, others=reasons)
 
 
-def _plan(system: IncrementSystem, first: IncrementSystem, family: list[Member], built: Any) -> list[str]:
+def _plan(
+    system: IncrementSystem, first: IncrementSystem, family: list[Member], built: Any, choice: _Choice
+) -> list[str]:
     from lipmodel.member import provable
     from lipmodel.model.model import Model
 
@@ -97,16 +142,18 @@ def _plan(system: IncrementSystem, first: IncrementSystem, family: list[Member],
         ("family", family_text(family)),
     ]
     small = provable(first)
+    rejected: tuple[str, ...] = ()
     if isinstance(built, Model):
-        steps.append(("model", _size(built)))
-        if small:
-            from lipmodel.bridges.scaling import prepare
+        from lipmodel.bridges.plan import plan_for, shape_of
 
-            scaled = _size(prepare(built).model)
-            steps.append(
-                ("scaled", f"{scaled}, after input QR, output Gram and unit layers (native reads the factors)")
-            )
-        steps.append(("backend", _backend(built, first)[0]))
+        steps.append(("model", str(shape_of(built))))
+        if choice.backend is not None and choice.backend.capabilities.structured:
+            steps.append(("factors", f"{choice.backend.name} reads the terms themselves: nothing is reformulated"))
+        elif choice.backend is not None:
+            found = plan_for(built, choice.backend.capabilities)
+            steps += found.lines()
+            rejected = found.rejected
+        steps.append(("backend", choice.text))
     if built is not None and small:
         steps.append(("repair", "whatever the solver returns is made feasible, or replaced by closed-form multipliers"))
         proof = f"matrix inequality of order {first.order} in rigorous floating point"
@@ -114,10 +161,7 @@ def _plan(system: IncrementSystem, first: IncrementSystem, family: list[Member],
     else:
         steps.append(("proof", "product rule: norms in rigorous arithmetic"))
     steps.append(("lower bound", "search for a pair of points, its ratio in exact arithmetic"))
-    return facts([(f"{k}. {name}", text) for k, (name, text) in enumerate(steps, start=1)])
-
-
-def _size(model: Model) -> str:
-    sizes = model.sizes()
-    orders = " + ".join(map(str, sizes.psd))
-    return f"{sizes.variables} variables, PSD order {orders}, about {sizes.coefficients} coefficients"
+    lines = facts([(f"{k}. {name}", text) for k, (name, text) in enumerate(steps, start=1)])
+    if rejected:
+        lines += facts([("not chosen", "\n".join(rejected))])
+    return lines

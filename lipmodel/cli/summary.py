@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lipmodel.network.linear import Composition, LinearMap, Selection, Sum
-from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Input, Linear
+from lipmodel.network.ops import Add, Concat, Constant, Elementwise, Grouped, Input, Linear, Product
 from lipmodel.report.tables import facts, printable, table
+from lipmodel.result import rounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,8 @@ def network_summary(network: Network, *, width: int | None = None) -> list[str]:
         if isinstance(op, Elementwise):
             for part in op.parts:
                 kinds[part.activation.name] += len(part.index)
+        elif isinstance(op, Grouped):
+            kinds[op.function.name] += op.size
     count = sum(kinds.values())
     named = f" ({', '.join(f'{k} {n}' for k, n in kinds.items())})" if count else ""
     written = "ONNX, no operator set" if source.opset is None else f"ONNX, operator set {source.opset}"
@@ -51,7 +54,7 @@ def network_summary(network: Network, *, width: int | None = None) -> list[str]:
         op = network.op(node)
         stored = _parameters(op)
         shape = _shape(network.shape(node))
-        rows.append((printable(node), type(op).__name__, shape, str(stored or ""), printable(_detail(op))))
+        rows.append((printable(node), type(op).__name__, shape, str(stored or ""), printable(detail(op))))
     header = ("node", "operation", "shape", "parameters", "detail")
     return [printable(source.path or "a network made in Python"), *head, "", *table(header, rows, width=width)]
 
@@ -109,18 +112,25 @@ def _stored(m: LinearMap) -> int:
     return 0
 
 
-def _detail(op: Op) -> str:
+def detail(op: Op) -> str:
+    """What an operation does, in a few words."""
     if isinstance(op, Linear):
         bias = "" if op.bias is None or not np.any(op.bias) else ", bias"
         return _map_text(op.map) + bias
     if isinstance(op, Elementwise):
         return _activations(op)
+    if isinstance(op, Grouped):
+        low, high = op.function.slopes(op.groups.shape[1])
+        counted = f"{len(op.groups)} group{'' if len(op.groups) == 1 else 's'} of {op.groups.shape[1]}"
+        return f"{op.function.label}, {counted}, slopes in [{rounded(low, up=False)}, {rounded(high, up=True)}]"
     if isinstance(op, Concat):
         return f"{len(op.positions)} parts"
     if isinstance(op, Constant):
         return "held constant"
     if isinstance(op, Input):
         return "the input"
+    if isinstance(op, Product):
+        return "product of its inputs"
     return "sum of its inputs" if isinstance(op, Add) else ""
 
 
@@ -141,7 +151,6 @@ def _map_text(m: LinearMap) -> str:
 
 def _activations(op: Elementwise) -> str:
     from lipmodel.errors import NotLipschitz
-    from lipmodel.result import rounded
 
     distinct: dict[str, Any] = {}
     for part in op.parts:

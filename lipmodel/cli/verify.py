@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lipmodel.cli.common import add_command, add_network, add_verbose, network_path, stdout_for_the_answer
+from lipmodel.cli.common import add_command, add_network, add_verbose, network_of, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from lipmodel.certify.verify import Verdict
@@ -42,15 +42,16 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from lipmodel.certify.execution import STATEMENT, execution_line
     from lipmodel.certify.verify import verify
     from lipmodel.errors import LipmodelError, Refuted
     from lipmodel.report.tables import printable
 
-    path = network_path(args.network)
+    network = network_of(args)
     try:
         try:
             with stdout_for_the_answer(verbose=args.verbose):
-                verdict = verify(path, Path(args.certificate))
+                verdict = verify(network, Path(args.certificate))
         except (LipmodelError, OSError, MemoryError):
             raise
         except Exception as error:
@@ -72,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     for statement in verdict.assumptions:
         print(f"assuming: {printable(statement)}")
     print(f"network read by: {printable(verdict.read_by)}")
+    if verdict.bound is not None and verdict.float32_eps is not None:
+        print(f"float32: {STATEMENT}")
+        print(execution_line(verdict.spec, verdict.bound, verdict.float32_eps))
     print(verdict_line(verdict))
     return 0
 
