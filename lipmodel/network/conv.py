@@ -69,9 +69,15 @@ class Conv(LinearMap):
         padded[self._inside] = stacked
         outputs, positions = self.kernel.shape[0] // self.groups, prod(self.output_spatial)
         y = np.zeros((len(stacked), self.groups, outputs, positions))
-        for tap, window in self._windows():
-            values = padded[window].reshape(len(stacked), self.groups, self._fan_in, positions)
-            y += self._tap(tap) @ values
+        if positions < prod(self.taps):
+            kernel = self.kernel.reshape(self.groups, outputs, -1)
+            for position, met in enumerate(self._receptive_fields()):
+                values = padded[met].reshape(len(stacked), self.groups, -1, 1)
+                y[..., position] = (kernel @ values)[..., 0]
+        else:
+            for tap, window in self._windows():
+                values = padded[window].reshape(len(stacked), self.groups, self._fan_in, positions)
+                y += self._tap(tap) @ values
         return np.ascontiguousarray(y.reshape(-1, self.shape[0]).T).reshape((self.shape[0], *columns.shape[1:]))
 
     def rmatvec(self, y: Array) -> Array:
@@ -79,9 +85,15 @@ class Conv(LinearMap):
         outputs, positions = self.kernel.shape[0] // self.groups, prod(self.output_spatial)
         stacked = columns.reshape(self.shape[0], -1).T.reshape(-1, self.groups, outputs, positions)
         padded = np.zeros((len(stacked), self.groups, self._fan_in, *self._padded))
-        for tap, window in self._windows():
-            values = np.swapaxes(self._tap(tap), -1, -2) @ stacked
-            padded[window] += values.reshape(*values.shape[:3], *self.output_spatial)
+        if positions < prod(self.taps):
+            kernel = np.swapaxes(self.kernel.reshape(self.groups, outputs, -1), -1, -2)
+            for position, met in enumerate(self._receptive_fields()):
+                values = kernel @ stacked[..., position, None]
+                padded[met] += values.reshape(*padded.shape[:3], *self.taps)
+        else:
+            for tap, window in self._windows():
+                values = np.swapaxes(self._tap(tap), -1, -2) @ stacked
+                padded[window] += values.reshape(*values.shape[:3], *self.output_spatial)
         x = padded[self._inside].reshape(-1, self.shape[1])
         return np.ascontiguousarray(x.T).reshape((self.shape[1], *columns.shape[1:]))
 
@@ -125,6 +137,12 @@ class Conv(LinearMap):
         for tap in product(*(range(k) for k in self.taps)):
             starts = zip(tap, self._axes(), strict=True)
             yield tap, (..., *(slice(t * d, t * d + (m - 1) * s + 1, s) for t, (m, s, _, d) in starts))
+
+    def _receptive_fields(self) -> Iterator[tuple[Any, ...]]:
+        """For every position of the output, what the kernel meets in the padded input."""
+        for position in product(*(range(m) for m in self.output_spatial)):
+            starts = zip(position, self._axes(), strict=True)
+            yield (..., *(slice(p * s, p * s + (k - 1) * d + 1, d) for p, (_, s, k, d) in starts))
 
     def _hits(self) -> list[Array]:
         """Per axis, (m, k): the input position that an output position meets through a tap, -1 in the padding."""

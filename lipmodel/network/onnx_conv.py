@@ -14,6 +14,9 @@ from lipmodel.network.onnx_ops import MAX_TENSOR, Fixed, Node, Value, register_o
 
 Array = np.ndarray[Any, Any]
 
+MAX_PRODUCTS = 10**9
+"""Entries of all windows of one channel."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Windows:
@@ -44,6 +47,10 @@ def windows_of(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) ->
         ]
     else:
         output = [span // s + 1 for span, s in zip(spans, strides, strict=True)]
+    if prod(output) * prod(kernel) > MAX_PRODUCTS or any(
+        m * k > MAX_TENSOR for m, k in zip(output, kernel, strict=True)
+    ):
+        node.refuse("size-limit", f"windows of shape {kernel} at {prod(output)} positions")
     return _Windows(output=tuple(output), strides=strides, before=before, after=after, dilations=dilations)
 
 

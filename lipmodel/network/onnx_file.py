@@ -1,4 +1,8 @@
-"""Reading an ONNX file: bytes, protobuf, external data. Nothing here trusts the file."""
+"""Reading an ONNX file: bytes, protobuf, external data. Nothing here trusts the file.
+
+The bytes are walked by `guard` before a parser sees them, so that the parser cannot be made to build something large,
+deep or ambiguous; what the tensors unpack to is counted before it is allocated.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
-from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from lipmodel.errors import Reason, RefusedInput, UsageError
+from lipmodel.machine import available_memory
+from lipmodel.network import guard
 
 Array = np.ndarray[Any, Any]
 
@@ -27,6 +30,12 @@ MAX_FILE_BYTES = 2**31 - 1
 """Protocol buffers are not defined beyond this size."""
 MAX_STORED = 2 * 10**8
 """The largest number of entries of one stored tensor."""
+MAX_RANK = 32
+"""The largest number of dimensions; numpy knows no more than 64, and what handlers do adds some."""
+MAX_UNPACKED = 5 * 10**8
+"""The largest number of entries of all stored tensors together."""
+MAX_FOLDED = 10**8
+"""The largest number of entries of all constants that are computed from others, which may come from a small file."""
 
 
 class Refusal(Exception):  # noqa: N818 - becomes a Reason
@@ -41,12 +50,38 @@ class Refusal(Exception):  # noqa: N818 - becomes a Reason
         return Reason(kind=self.kind, where=where, message=self.message, hint=self.hint)
 
 
+@dataclass(slots=True)
+class Tally:
+    """The entries of constant tensors, counted before they are allocated: stored ones by key, and folded ones."""
+
+    keys: dict[str, int] = field(default_factory=dict)
+    stored: int = 0
+    folded: int = 0
+
+    def store(self, key: str, entries: int) -> None:
+        """Count a stored tensor, once for its key. Raises Refusal (size-limit) where they become too many."""
+        self.stored += max(0, entries - self.keys.get(key, 0))
+        self.keys[key] = max(entries, self.keys.get(key, 0))
+        if self.stored > MAX_UNPACKED:
+            raise Refusal("size-limit", f"the stored tensors have {self.stored} entries; the limit is {MAX_UNPACKED}")
+        if entries > guard.SLACK // 16 and 16 * entries > available_memory():
+            raise Refusal("size-limit", f"{entries} constants do not fit into the memory of this machine")
+
+    def fold(self, entries: int) -> None:
+        """Count what is computed from constants, in memory or work. Raises Refusal (size-limit)."""
+        self.folded += entries
+        if self.folded > MAX_FOLDED:
+            message = f"the constants that are computed have {self.folded} entries together; the limit is {MAX_FOLDED}"
+            raise Refusal("size-limit", message, "store them, folded, in the file")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OnnxFile:
     """A parsed model with what is needed to find its external data.
 
     content: its bytes, and digest their sha256; label: how messages name it; path: None for a model given in memory;
-    external: the bytes read from other files, by the key that `decode` was given.
+    foreign: whether it came as a file, or its bytes, and not as a model that this program has made itself; external:
+    the bytes read from other files, by the key that `decode` was given; constants: how many there are.
     """
 
     model: Any
@@ -54,7 +89,9 @@ class OnnxFile:
     label: str
     path: Path | None
     digest: bytes
+    foreign: bool = True
     external: dict[str, bytes] = field(default_factory=dict)
+    constants: Tally = field(default_factory=Tally)
 
     def sha256(self) -> str:
         """The sha256 of the file, or of the digests of the file and of the external tensors that were used."""
@@ -70,26 +107,20 @@ def read(source: str | os.PathLike[str] | bytes | Any) -> OnnxFile:
     Raises UsageError where there is no such file, RefusedInput (file-format, size-limit) where it is not an ONNX model.
     """
     if isinstance(source, onnx.ModelProto):
-        model, path, label = source, None, "the model"
-        content = bytes(source.SerializeToString(deterministic=True))
+        path, label = None, "the model"
+        try:
+            content = bytes(source.SerializeToString(deterministic=True))
+        except (ValueError, EncodeError) as error:
+            raise _refused(label, "size-limit", f"it cannot be serialized: {error}") from error
     else:
         path = None if isinstance(source, (bytes, bytearray, memoryview)) else Path(source)
         label = "the model" if path is None else str(path)
         content = bytes(source) if path is None else _content(path)  # type: ignore[arg-type]
-        model = onnx.ModelProto()
-        try:
-            model.ParseFromString(content)
-        except DecodeError as error:
-            raise _refused(label, "file-format", f"this is not an ONNX model: {error}") from error
+    model = _parsed(content, label)
     if not model.HasField("graph"):
         raise _refused(label, "file-format", "this is not an ONNX model: it has no graph")
-    for message in _messages(model):
-        if len(UnknownFieldSet(message)):
-            raise _refused(label, "file-format", "there are fields that ONNX does not define, or bytes after the end")
-        if not _is_text(message):
-            raise _refused(label, "file-format", "a name is not text")
-    digest = hashlib.sha256(content).digest()
-    return OnnxFile(model=model, content=content, label=label, path=path, digest=digest)
+    digest, foreign = hashlib.sha256(content).digest(), not isinstance(source, onnx.ModelProto)
+    return OnnxFile(model=model, content=content, label=label, path=path, digest=digest, foreign=foreign)
 
 
 def _content(path: Path) -> bytes:
@@ -101,36 +132,32 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}") from error
+    except MemoryError:
+        raise _refused(str(path), "size-limit", "the file does not fit into the memory of this machine") from None
+
+
+def _parsed(content: bytes, label: str) -> Any:
+    """The model in these bytes, which are looked at before they are given to a parser."""
+    try:
+        memory = guard.measure(content)
+    except guard.Malformed as wrong:
+        if wrong.too_large:
+            raise _refused(label, "size-limit", str(wrong)) from None
+        raise _refused(label, "file-format", f"this is not an ONNX model: {wrong}") from None
+    if memory > guard.SLACK and memory > available_memory():
+        raise _refused(label, "size-limit", f"it unpacks to {memory} bytes, more than this machine has")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise _refused(label, "file-format", f"this is not an ONNX model: {error}") from error
+    return model
 
 
 def _refused(label: str, kind: str, message: str) -> RefusedInput:
     return RefusedInput(label, [Reason(kind=kind, where="", message=message)])
-
-
-def _messages(root: Message) -> Iterator[Message]:
-    """Every message inside `root`, itself included, without recursion."""
-    stack = [root]
-    while stack:
-        message = stack.pop()
-        yield message
-        for descriptor in message.DESCRIPTOR.fields:
-            if descriptor.message_type is None:
-                continue
-            value = getattr(message, descriptor.name)
-            if not isinstance(value, Message):
-                stack.extend(value)
-            elif message.HasField(descriptor.name):
-                stack.append(value)
-
-
-def _is_text(message: Message) -> bool:
-    """Whether all strings of a message are UTF-8 (protobuf hands out the bytes of those that are not)."""
-    for descriptor in message.DESCRIPTOR.fields:
-        if descriptor.type == FieldDescriptor.TYPE_STRING:
-            value = getattr(message, descriptor.name)
-            if isinstance(value, bytes) or (not isinstance(value, str) and any(isinstance(v, bytes) for v in value)):
-                return False
-    return True
 
 
 _FLOATS = {
@@ -185,8 +212,11 @@ def decode(tensor: Any, file: OnnxFile, key: str) -> Array:
     if any(d < 0 for d in shape):
         raise Refusal("tensor-encoding", f"negative dimensions {shape}")
     count = prod(shape)
+    if len(shape) > MAX_RANK:
+        raise Refusal("size-limit", f"a tensor of {len(shape)} dimensions; the limit is {MAX_RANK}")
     if max(count, *shape, 0) > MAX_STORED:
         raise Refusal("size-limit", f"a tensor of shape {shape}; the limit is {MAX_STORED} entries")
+    file.constants.store(key, count)
     if tensor.HasField("segment"):
         raise Refusal("tensor-encoding", "tensors in segments are not supported")
     flat = _typed(tensor, kind, dtype, count) if _has_fields(tensor) else _raw(tensor, dtype, count, file, key)
@@ -268,9 +298,9 @@ def _external(tensor: Any, need: int, file: OnnxFile) -> bytes:
     if len(found) != len(entries) or unknown or "location" not in found:
         raise Refusal("external-data", f"location, offset, length, checksum are needed once at most; got {entries}")
     location, offset = found["location"], _number(found, "offset", 0)
-    target = _beside(file.path, location)
+    parts = _beside(file.path, location)
     try:
-        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = _opened(file.path.parent, parts)
     except OSError as error:
         raise Refusal("external-data", f"{location!r} cannot be read: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as stream:
@@ -302,8 +332,26 @@ def _number(entries: dict[str, str], key: str, default: int) -> int:
     return int(text)
 
 
-def _beside(model: Path, location: str) -> Path:
-    """The path of external data, every component of it inside the model's folder and none of it a link."""
+def _opened(folder: Path, parts: tuple[str, ...]) -> int:
+    """A descriptor, opened without following links, also ones that were put there since they were looked for."""
+    reading = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if os.open not in os.supports_dir_fd:
+        return os.open(folder.joinpath(*parts), reading)
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for part in parts[:-1]:
+        above = at
+        try:
+            at = os.open(part, reading | os.O_DIRECTORY, dir_fd=above)
+        finally:
+            os.close(above)
+    try:
+        return os.open(parts[-1], reading, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _beside(model: Path, location: str) -> tuple[str, ...]:
+    """The components of the path of external data, all inside the model's folder and none of them a link."""
     parts = PurePosixPath(location).parts
     windows = PureWindowsPath(location)
     unsafe = "\\" in location or "\0" in location or ".." in parts or bool(windows.drive)
@@ -320,4 +368,4 @@ def _beside(model: Path, location: str) -> Path:
             raise Refusal("external-data", f"{location!r} is, or goes through, a symbolic link")
     if not stat.S_ISREG(mode):
         raise Refusal("external-data", f"{location!r} is not a regular file")
-    return target
+    return parts

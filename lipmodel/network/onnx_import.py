@@ -9,7 +9,9 @@ A symbolic leading dimension is the batch and becomes 1; a fixed one is part of 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lipmodel.errors import Reason, RefusedInput, UsageError
+from lipmodel.errors import LipmodelError, Reason, RefusedInput, UsageError
 from lipmodel.network import (
     onnx_activations,
     onnx_arithmetic,
@@ -28,11 +30,12 @@ from lipmodel.network import (
     onnx_resize,
     onnx_shapes,
     onnx_slices,
+    onnx_vector,
 )
 from lipmodel.network.check import check_against_runtime
 from lipmodel.network.graph import Network, Source, TensorInfo
 from lipmodel.network.linear import Selection, identity
-from lipmodel.network.onnx_file import OnnxFile, Refusal, decode, read, type_name
+from lipmodel.network.onnx_file import MAX_RANK, OnnxFile, Refusal, decode, read, type_name
 from lipmodel.network.onnx_ops import (
     MAX_TENSOR,
     OPERATORS,
@@ -53,6 +56,9 @@ __all__ = ["OPSETS", "load", "register_operator"]
 
 OPSETS = range(7, 24)
 """The operator sets that are read."""
+_OPSET_HINT = f"operator sets {OPSETS[0]} to {OPSETS[-1]} are read; onnx.version_converter converts others"
+PATIENCE = 120.0
+"""Seconds of computing for all nodes; every single one is bounded by what tensors may hold."""
 
 _HANDLERS = (
     onnx_activations,
@@ -63,6 +69,7 @@ _HANDLERS = (
     onnx_resize,
     onnx_shapes,
     onnx_slices,
+    onnx_vector,
 )
 
 
@@ -110,6 +117,11 @@ def load(
     except MemoryError:
         reason = Reason(kind="size-limit", where="", message="the network does not fit into the memory of this machine")
         raise RefusedInput(file.label, [reason]) from None
+    except LipmodelError:
+        raise
+    except Exception as error:  # whatever a file makes a handler do, nobody gets a bare exception
+        message = f"reading it broke off ({type(error).__name__}: {error}): a defect of lipmodel, please report it"
+        raise RefusedInput(file.label, [Reason(kind="operator", where="", message=message)]) from error
 
 
 def _load(
@@ -118,7 +130,7 @@ def _load(
     model = file.model
     state = _Import(file=file, opset=_opset(model))
     if state.opset not in OPSETS:
-        state.refuse("opset", "", _opset_message(model), f"operator sets {OPSETS[0]} to {OPSETS[-1]} are read")
+        state.refuse("opset", "", _opset_message(model), _OPSET_HINT)
     inputs = _chosen(state, "input", _graph_inputs(state.graph), graph_input)
     outputs = _chosen(state, "output", list(state.graph.output), graph_output)
     state.reasons.extend(onnx_nodes.check_names(state.graph))
@@ -128,9 +140,13 @@ def _load(
     except Refusal as refusal:
         state.reasons.append(refusal.at("graph"))
     shapes = _read_inputs(state, inputs)
+    _read_weights(state, order, [o.name for o in outputs])
     if state.opset in OPSETS:
-        _read_weights(state, order, [o.name for o in outputs])
+        start = time.process_time()
         for index in order:
+            if time.process_time() - start > PATIENCE:
+                state.refuse("size-limit", "graph", f"more than {PATIENCE:.0f} s of computing to read the nodes")
+                break
             _read_node(state, index)
     else:
         _name_unsupported(state, order)
@@ -186,7 +202,7 @@ def _opset_message(model: Any) -> str:
 def _graph_inputs(graph: Any) -> list[Any]:
     """The graph inputs that are not weights (before IR version 4, weights are listed as inputs too)."""
     weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    return [i for i in graph.input if i.name not in weights]
+    return list({i.name: i for i in graph.input if i.name not in weights}.values())
 
 
 def _info(value: Any) -> TensorInfo:
@@ -265,6 +281,8 @@ def _input_shape(info: Any) -> tuple[int, ...]:
         raise Refusal("inputs", f"it is {type_name(tensor.elem_type)}, not a floating-point tensor")
     if not tensor.HasField("shape"):
         raise Refusal("shape", "its shape is not given")
+    if len(tensor.shape.dim) > MAX_RANK:
+        raise Refusal("size-limit", f"it has {len(tensor.shape.dim)} dimensions; the limit is {MAX_RANK}")
     shape = []
     for axis, (dim, name) in enumerate(zip(tensor.shape.dim, _info(info).shape, strict=True)):
         if not dim.HasField("dim_value"):
@@ -301,11 +319,14 @@ def _read_weights(state: _Import, order: list[int], outputs: list[str]) -> None:
 
 
 def _name_unsupported(state: _Import, order: list[int]) -> None:
-    """The operators that would be refused in any operator set."""
+    """What would be refused in any operator set; set 6 differs from 7 in broadcasting along an axis alone."""
     for index in order:
         proto = state.graph.node[index]
         if _handler(state, proto) is None:
             state.reasons.append(onnx_nodes.unsupported(proto, state.functions).at(onnx_nodes.label(proto, index)))
+        elif state.opset == OPSETS[0] - 1 and not onnx_nodes.broadcasts_along_axis(proto):
+            with suppress(KeyError):  # an attribute that came with set 7
+                _read_node(state, index)
 
 
 def _handler(state: _Import, proto: Any) -> Handler | None:
@@ -361,6 +382,10 @@ def _apply(state: _Import, proto: Any, index: int) -> Sequence[Value | None] | N
     )
     result = handler(node)
     results = [result] if isinstance(result, (Computed, Fixed)) else list(result)
+    if proto.op_type != "Constant":  # stored tensors are counted where they are decoded
+        state.file.constants.fold(sum(v.size for v in results if isinstance(v, Fixed)))
+    if any(v is not None and len(v.shape) > MAX_RANK for v in results):
+        raise Refusal("size-limit", f"the result has more than {MAX_RANK} dimensions")
     if any(isinstance(v, Computed) and v.size == 0 for v in results):
         raise Refusal("shape", "the result has no entries")
     if proto.op_type == "Constant" and isinstance(result, Fixed) and is_float(result.type):
@@ -374,7 +399,11 @@ def _read_outputs(state: _Import, chosen: list[Any]) -> str | None:
     for info in chosen:
         value = state.values.get(info.name)
         where = f"output {info.name!r}"
-        if isinstance(value, Refusal):
+        declared = info.type.tensor_type.elem_type
+        if info.type.WhichOneof("value") not in (None, "tensor_type") or (declared and not is_float(declared)):
+            what = type_name(declared) if declared else f"a {info.type.WhichOneof('value')}"
+            state.refuse("outputs", where, f"it is declared as {what}, not as a floating-point tensor")
+        elif isinstance(value, Refusal):
             state.reasons.append(Refusal("outputs", value.message).at(where))
         elif not is_float(elem_type := info.type.tensor_type.elem_type if value is None else value.type):
             if elem_type or value is not None:

@@ -107,7 +107,7 @@ def _before_activation(node: Node, x: Computed) -> tuple[Computed, Elementwise |
 def _reads_alone(node: Node) -> bool:
     """Whether nothing else in the file reads the first input of this node."""
     graph = node.file.model.graph
-    (proto,) = (p for p in graph.node if node.outputs[0] in p.output)
+    proto = next(p for p in graph.node if node.outputs[0] in p.output)
     name = proto.input[0]
     readers = sum(list(p.input).count(name) for p in graph.node)
     return readers == 1 and all(o.name != name for o in graph.output)
@@ -144,8 +144,8 @@ def _max_pool(node: Node) -> Sequence[Value | None]:
         line = lines[axis]
         place = np.where(line >= 0, np.searchsorted(used[axis], line), -1)
         swept = np.moveaxis(at, 2 + axis, -1)
+        node.builder.reserve(swept.size // swept.shape[-1] * place.size)
         table = np.where(place >= 0, swept[..., np.maximum(place, 0)], -1)
-        node.builder.reserve(table.size)
         x = extremum(node, x, table.reshape(-1, line.shape[1]))
         at = np.moveaxis(np.arange(x.size).reshape(table.shape[:-1]), -1, 2 + axis)
     x = node.select(x, at)
@@ -198,7 +198,9 @@ def _top_k(node: Node) -> Sequence[Value | None]:
     """The k largest (smallest) entries along an axis, in order; their indices move in jumps and are not supported."""
     x = node.computed(0)
     axis = axis_of(int(node.attributes["axis"]), len(x.shape))
-    count = int(node.attributes["k"]) if node.opset < 10 else _one(node.whole_numbers(1, "number of entries"), node)
+    if node.opset >= 10 and node.fixed(1, "number of entries").shape != (1,):
+        node.refuse("shape", f"the number of entries has shape {node.fixed(1, 'number of entries').shape}, not (1,)")
+    count = int(node.attributes["k"]) if node.opset < 10 else node.whole_numbers(1, "number of entries")[0]
     if not 0 < count <= x.shape[axis]:
         node.refuse("attribute", f"there are no {count} entries on an axis of {x.shape[axis]}")
     if not node.attributes.get("sorted", 1):
@@ -220,12 +222,6 @@ def _top_k(node: Node) -> Sequence[Value | None]:
     order = range(x.shape[axis])
     chosen = list(order[:count] if not node.attributes.get("largest", 1) else order[::-1][:count])
     return [node.select(flat, np.moveaxis(lanes[..., chosen], -1, axis)), None]
-
-
-def _one(values: list[int], node: Node) -> int:
-    if len(values) != 1:
-        node.refuse("attribute", f"the number of entries is {values}")
-    return values[0]
 
 
 def sorting_network(n: int) -> Iterator[list[tuple[int, int]]]:

@@ -36,6 +36,8 @@ _FIELDS = {
     AttributeProto.TENSOR: "t",
     AttributeProto.SPARSE_TENSOR: "sparse_tensor",
 }
+_BESIDES = frozenset({"name", "type", "doc_string", "ref_attr_name"})
+"""Fields of an attribute that are no values."""
 
 
 def label(node: Any, index: int) -> str:
@@ -52,6 +54,12 @@ def is_standard(domain: str) -> bool:
 def plain(domain: str) -> str:
     """The domain, the two names of the standard one made the same."""
     return "" if is_standard(domain) else domain
+
+
+def broadcasts_along_axis(node: Any) -> bool:
+    """Whether a node of an operator set before 7 aligns shapes in the way that was given up then."""
+    names = {attribute.name for attribute in node.attribute}
+    return {"axis", "broadcast"} <= names
 
 
 def unsupported(node: Any, functions: frozenset[tuple[str, str]]) -> Refusal:
@@ -118,6 +126,8 @@ def _value(attribute: Any) -> Any:
     field = _FIELDS.get(attribute.type)
     if field is not None and not attribute.HasField(field):
         raise Refusal("attribute", f"the attribute {attribute.name!r} has no value")
+    if len({descriptor.name for descriptor, _ in attribute.ListFields()} - _BESIDES) > 1:
+        raise Refusal("attribute", f"the attribute {attribute.name!r} has values of several types")
     value = onnx.helper.get_attribute_value(attribute)
     numbers: Sequence[float] = ()
     if attribute.type == AttributeProto.FLOAT:
@@ -141,6 +151,11 @@ def _check_arity(node: Any, schema: Any) -> None:
         raise Refusal("graph", f"{node.op_type} does not take {len(node.input)} inputs")
     if not schema.min_output <= len(node.output) <= schema.max_output:
         raise Refusal("graph", f"{node.op_type} does not give {len(node.output)} outputs")
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    for port, name in enumerate(node.output):
+        if not name and schema.outputs[min(port, len(schema.outputs) - 1)].option == variadic:
+            # a part of a list has no default, and onnxruntime writes to where it should be
+            raise Refusal("graph", f"output {port} of {node.op_type} has no name")
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     for port, name in enumerate(node.input):
         formal = schema.inputs[min(port, len(schema.inputs) - 1)]

@@ -22,7 +22,7 @@ from lipmodel.network.ops import Constant, Elementwise, Linear, Op
 
 Array = np.ndarray[Any, Any]
 
-MAX_COMPUTED = 2 * 10**8
+MAX_COMPUTED = 10**8
 """The largest number of entries of all computed tensors together."""
 MAX_TENSOR = 10**7
 """The largest number of entries of one computed tensor."""

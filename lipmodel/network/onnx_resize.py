@@ -18,6 +18,9 @@ from lipmodel.network.onnx_ops import MAX_TENSOR, Computed, Fixed, Node, Value, 
 
 Array = np.ndarray[Any, Any]
 
+MAX_LENGTH = 10**5
+"""Entries of an axis that is resized; each is placed in exact fractions."""
+
 
 @register_operator("ConvTranspose")
 def _conv_transpose(node: Node) -> Value:
@@ -151,6 +154,8 @@ def _resized(
         if out == length and scale == 1:
             continue
         shape = (*x.shape[:axis], out, *x.shape[axis + 1 :])
+        if max(out, length) > MAX_LENGTH:
+            node.refuse("size-limit", f"axis {axis} resized from {length} to {out} entries; the limit is {MAX_LENGTH}")
         node.builder.reserve(2 * prod(shape))
         origins = [_origin(node, k, out, length, scale, coordinates) for k in range(out)]
         if mode == "nearest":

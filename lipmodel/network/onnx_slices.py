@@ -85,7 +85,7 @@ def _split(node: Node) -> Sequence[Value | None]:
         each = -(-length // count)
         sizes = [each] * (count - 1) + [length - each * (count - 1)]
     if len(sizes) != count or sum(sizes) != length or min(sizes) < 0:
-        node.refuse("shape", f"a split of {length} entries into {list(sizes)} for {count} outputs")
+        node.refuse("attribute", f"a split of {length} entries into {list(sizes)} for {count} outputs")
     ends = np.cumsum([0, *sizes]).tolist()
     results: list[Value | None] = []
     for name, a, b in zip(node.outputs, ends, ends[1:], strict=False):
@@ -140,9 +140,11 @@ def _pad(node: Node) -> Value:
         widths[axis] = (max(0, before), max(0, after))
         if not any(widths[axis]):
             continue
+        if at.size == 0:
+            node.refuse("shape", f"padding {pads} leaves nothing of a tensor of shape {x.shape}")
         if mode != "constant" and at.shape[axis] <= (max(widths[axis]) if mode == "reflect" else 0):
             node.refuse("attribute", f"{mode} padding of {widths[axis]} on an axis of {at.shape[axis]} entries")
-        node.builder.reserve(at.size // max(1, at.shape[axis]) * (at.shape[axis] + sum(widths[axis])))
+        node.builder.reserve(at.size // at.shape[axis] * (at.shape[axis] + sum(widths[axis])))
         if mode == "constant":
             at = np.pad(at, widths, constant_values=-1)
         else:
