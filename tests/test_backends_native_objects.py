@@ -171,7 +171,7 @@ def test_the_solver_is_always_named(language, monkeypatch):
 
     original = tool.Problem.solve
     monkeypatch.setattr(tool.Problem, "solve", solve)
-    from lipmodel.backends import child
+    from lipmodel import child
 
     monkeypatch.setattr(child, "CAN_FORK", False)
     for native in ({}, {"solver": "SCS"} if language == "cvxpy" else {"solver": "CVXOPT"}):

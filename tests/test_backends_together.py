@@ -14,8 +14,8 @@ import pytest
 import lipmodel as lm
 from lipmodel.backends import backend, backend_names
 from lipmodel.backends.base import Installed, Missing, Point, SolveOptions
-from lipmodel.backends.child import in_child
 from lipmodel.backends.conic import Task
+from lipmodel.child import in_child
 from lipmodel.machine import CAN_FORK
 from lipmodel.network.increments import chain_of
 from lipmodel.testing.backends import mixed_norm

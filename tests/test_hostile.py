@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lipmodel.backends.child import in_child
+from lipmodel.child import in_child
 from lipmodel.cli import main
 from lipmodel.errors import RefusedInput
 from lipmodel.machine import CAN_FORK

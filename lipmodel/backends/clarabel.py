@@ -10,10 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from lipmodel.backends.base import Availability, Capabilities, Point, Progress, SolveOptions, Termination
-from lipmodel.backends.child import GRACE, in_child
 from lipmodel.backends.conic import Task, refusal
 from lipmodel.backends.running import Answer, solve_conic
 from lipmodel.backends.settings import LOG_LEVEL, MAX_ITERATIONS, THREADS, Settings, distribution_state
+from lipmodel.child import GRACE, in_child
 from lipmodel.machine import CAN_FORK
 
 if TYPE_CHECKING:

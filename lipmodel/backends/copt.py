@@ -14,10 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from lipmodel.backends.base import Availability, BackendOption, Capabilities, Point, SolveOptions, Termination
-from lipmodel.backends.child import GRACE, in_child
 from lipmodel.backends.conic import refusal
 from lipmodel.backends.running import Answer, solve_conic
 from lipmodel.backends.settings import LOG_LEVEL, MAX_ITERATIONS, THREADS, Settings, distribution_state
+from lipmodel.child import GRACE, in_child
 from lipmodel.errors import BackendUnavailable
 
 if TYPE_CHECKING:

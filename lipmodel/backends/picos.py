@@ -16,10 +16,10 @@ import scipy.sparse as sp
 
 from lipmodel.backends.base import Availability, BackendOption, Capabilities, Point, SolveOptions, Termination
 from lipmodel.backends.blocks import affine, dual_objective, matrix_of, quiet, reformulated, sorted_duals
-from lipmodel.backends.child import GRACE, in_child
 from lipmodel.backends.conic import refusal
 from lipmodel.backends.running import Answer, solve_conic
 from lipmodel.backends.settings import LOG_LEVEL, MAX_ITERATIONS, Settings, distribution_state
+from lipmodel.child import GRACE, in_child
 from lipmodel.errors import BackendUnavailable, UsageError
 from lipmodel.model.forms import QuadraticForm
 from lipmodel.model.model import Model

@@ -13,10 +13,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from lipmodel.backends.base import Availability, BackendOption, Capabilities, Point, SolveOptions, Termination
-from lipmodel.backends.child import in_child
 from lipmodel.backends.conic import refusal
 from lipmodel.backends.running import Answer, solve_conic
 from lipmodel.backends.settings import LOG_LEVEL, MAX_ITERATIONS, THREADS, Settings, distribution_state
+from lipmodel.child import in_child
 
 if TYPE_CHECKING:
     from lipmodel.backends.conic import Task

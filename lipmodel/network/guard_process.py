@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lipmodel.backends.child import in_child
+from lipmodel.child import in_child
 from lipmodel.errors import Reason
 from lipmodel.machine import CAN_FORK, available_memory
 
