@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipmodel import question
 from lipmodel.cli.common import screen_width
+from lipmodel.cli.costs import formulation_costs
 from lipmodel.cli.statement import Shown, statement
 from lipmodel.cli.summary import file_summary, network_summary
 from lipmodel.errors import Reason, RefusedInput
@@ -69,8 +70,10 @@ def report(
         stated = statement(system, formulation, asked, shown)
         if shown.latex:
             return stated
-        lines += ["", *stated]
-    return [*lines, "", note] if note else lines
+        return [*lines, "", *stated]
+    if note:
+        return [*lines, "", note]
+    return [*lines, "", *formulation_costs(system, {"domain": asked["domain"]}, width=screen_width())]
 
 
 def _increments(network: Network, domain: Domain, norm: str) -> IncrementSystem | RefusedInput:

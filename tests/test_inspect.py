@@ -1,4 +1,4 @@
-"""The graph of a network for Graphviz, and `inspect --dot`."""
+"""What `inspect` adds to a summary: a graph for Graphviz, and what every formulation would cost."""
 
 from __future__ import annotations
 
@@ -51,3 +51,12 @@ def test_inspect_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (tmp_path / "net.dot").read_text().startswith("digraph network {")
     assert "parameters" in capsys.readouterr().out
     assert main(["inspect", str(example), "--dot", str(tmp_path / "none" / "net.dot")]) == 2
+
+
+def test_inspect_says_what_every_formulation_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).resolve().parents[1] / "examples" / "digits.onnx"
+    assert main(["inspect", str(example)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^lipsdp-neuron +2:2 +1 +65 variables, order 128 +native$", shown, re.MULTILINE)
+    assert re.search(r"^geolip +inf:inf +10 +129 variables, order 129 +native$", shown, re.MULTILINE)
+    assert re.search(r"^product +2:2 +1 +\d+ norms, sums and products +closed form$", shown, re.MULTILINE)
