@@ -20,7 +20,7 @@ import scipy.sparse as sp
 
 from lipmodel.bridges.program import ConeProgram, cone_program, too_large
 from lipmodel.bridges.scaling import prepare
-from lipmodel.io.sdpa import sdpa_file
+from lipmodel.io.sdpa import sdpa_bytes, sdpa_problem
 from lipmodel.model.model import Model
 
 SOLVERS = ("csdp", "sdpa", "cvxopt", "clarabel", "scs 1e-5", "scs 1e-7")
@@ -115,7 +115,7 @@ def _write(program: ConeProgram, unit: float, folder: Path) -> None:
         G_col=g.coords[1],
         h=program.ineq_rhs,
     )
-    (folder / "problem.dat-s").write_bytes(sdpa_file(program, unit))
+    (folder / "problem.dat-s").write_bytes(sdpa_bytes(sdpa_problem(program, unit)))
 
 
 def _run(solver: str, folder: Path, field: Field) -> dict[str, Any]:
