@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from lipmodel.network.conv import Conv
 from lipmodel.network.exact import dyadic_exponent, integers
 from lipmodel.network.linear import Composition, LinearMap, Selection, Sum
 from lipmodel.ranges.enclosure import INFLATE, TINY
@@ -251,8 +252,37 @@ def ball_map(linear: LinearMap) -> BallMap:
         return Chain(maps=tuple(ball_map(f) for f in reversed(linear.factors)))
     if isinstance(linear, Sum):
         return Parallel(maps=tuple(ball_map(t) for t in linear.terms))
+    if isinstance(linear, Conv):
+        return _split_convolution(linear)
     enclosure = linear.enclosure()
     return split_matrix(enclosure.center, enclosure.radius)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Convolved:
+    """A convolution where a stored matrix would stand: it is applied, not written out."""
+
+    conv: Conv
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.conv.matvec(x)
+
+
+def _split_convolution(conv: Conv) -> IntegerMatrix:
+    """The integer parts of a convolution, each one with an integer kernel."""
+    kernel = np.asarray(conv.kernel, dtype=np.float64)
+    parts, exponents = _integer_parts(kernel, int(np.prod(kernel.shape[1:])))
+
+    def like(values: Array) -> _Convolved:
+        return _Convolved(conv=replace(conv, kernel=values, radius=None))
+
+    return IntegerMatrix(
+        shape=conv.shape,
+        parts=tuple(like(part) for part in parts),
+        exponents=tuple(exponents),
+        size=like(np.abs(kernel)),
+        radius=None if conv.radius is None else like(conv.radius),
+    )
 
 
 def split_matrix(center: Any, radius: Any = None) -> IntegerMatrix:
@@ -262,25 +292,34 @@ def split_matrix(center: Any, radius: Any = None) -> IntegerMatrix:
     if sparse:
         matrix.sum_duplicates()
     widest = int(np.max(np.diff(matrix.indptr), initial=1)) if sparse else max(1, int(matrix.shape[1]))
+    wholes, exponents = _integer_parts(np.asarray(matrix.data if sparse else matrix), widest)
+    return IntegerMatrix(
+        shape=(int(matrix.shape[0]), int(matrix.shape[1])),
+        parts=tuple(_like(matrix, whole) for whole in wholes),
+        exponents=tuple(exponents),
+        size=abs(matrix),
+        radius=radius,
+    )
+
+
+def _integer_parts(values: Array, widest: int) -> tuple[list[Array], list[int]]:
+    """values = sum_k parts[k] 2^exponents[k], in integers so small that sums of `widest` products with limbs are exact.
+
+    Raises ValueError where a value is not finite.
+    """
     width = 52 - LIMB - math.ceil(math.log2(widest + 1))
-    rest = np.array(matrix.data if sparse else matrix, dtype=np.float64)
+    rest = np.array(values, dtype=np.float64)
     if not np.all(np.isfinite(rest)):
         raise ValueError("non-finite weights have no exact form")
-    parts: list[Any] = []
+    parts: list[Array] = []
     exponents: list[int] = []
     while rest.size and np.any(rest):
         power = int(np.frexp(np.max(np.abs(rest)))[1]) - width
         whole = np.trunc(np.ldexp(rest, -power))
         rest = rest - np.ldexp(whole, power)
-        parts.append(_like(matrix, whole))
+        parts.append(whole)
         exponents.append(power)
-    return IntegerMatrix(
-        shape=(int(matrix.shape[0]), int(matrix.shape[1])),
-        parts=tuple(parts),
-        exponents=tuple(exponents),
-        size=abs(matrix),
-        radius=radius,
-    )
+    return parts, exponents
 
 
 def _like(matrix: Any, values: Array) -> Any:

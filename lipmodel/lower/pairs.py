@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from lipmodel.lower.moves import Box, centred, chord
 from lipmodel.lower.zone import Zone
 
 Pair = tuple[Array, Array]
+LONG = (2.0**-4, 2.0**-12)
+"""Steps across many affine pieces, relative to the point."""
 
 
 def proposals(program: FloatProgram, x: Array, v: Array, zone: Zone, *, exact: bool) -> Iterator[Pair]:
@@ -20,7 +23,15 @@ def proposals(program: FloatProgram, x: Array, v: Array, zone: Zone, *, exact: b
     box = zone.box
     if box is not None:
         v = np.where(box[0] < box[1], v, 0.0)
-    yield from _along(program, x, v, zone, exact)
+    near = _along(program, x, v, zone, exact)
+    if not exact:
+        # in a large network the errors of its weights may hide what a step of one affine piece does
+        yield from islice(near, 1)
+        for h in LONG:
+            pair = _rounded(x, h * max(1.0, float(np.max(np.abs(x)))), v, box)
+            if np.all(np.isfinite(pair)) and not np.array_equal(*pair):
+                yield pair
+    yield from near
     if program.neurons and not program.has_smooth:
         yield from _along(program, centred(program, x, box), v, zone, exact)
     if box is not None:

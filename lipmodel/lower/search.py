@@ -370,7 +370,9 @@ class Hunt:
         self.cost = self.offered_at - begin
 
     def _measure(self, x: Array, value: float, v: Array) -> None:
-        for a, b in proposals(self.program, x, v, self.zone, exact=self.pairs.exact):
+        for tried, (a, b) in enumerate(proposals(self.program, x, v, self.zone, exact=self.pairs.exact)):
+            if tried > 1 and self.over:
+                break
             if not (self.zone.holds(a) and self.zone.holds(b)):
                 continue
             ratio = self.pairs.ratio(a, b, self.p, self.asked, rows=self.rows, mode=self.mode)
