@@ -1,6 +1,6 @@
 """Is the kernel's test suite worth its name? Every small change of kernel.py must be noticed by the probes.
 
-    python -m benchmarks.mutants [--sample N] [--seed 0] [--jobs 2]
+    python -m benchmarks.mutants [--sample N] [--seed 0]
 
 Each mutant is the kernel with one comparison, operator, constant, condition, call or statement changed. It is caught if
 a probe (benchmarks/probes.py) gets another answer, or none within the time limit. Writes results/kernel_mutants.md.
