@@ -104,7 +104,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         built = build(system, run.formulation, member_spec(run.spec, member))
     if isinstance(built, NormExpression):
         with run.clock.stage("certify"):
-            claim = built.evaluate()
+            claim = built.evaluate(None if run.product is None else run.product.evaluator.again())
         return _by_norms(system, member, run, claim=claim)
     if not provable(system):
         run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")

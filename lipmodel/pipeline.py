@@ -123,6 +123,9 @@ def solve(
             run.assurance = "proved"
             parts = _parts(system, run)
             bound, proof, assumptions = _overall(system, parts, run)
+    if assumptions and execution is not None:
+        say("the bound rests on assumptions: nothing is stated about execution in float32")
+        execution = None
     return _result(network, request, parts, bound, proof, assumptions, pair, execution, clock)
 
 

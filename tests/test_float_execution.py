@@ -452,3 +452,21 @@ def test_onnxruntime_stays_within_the_error_of_real_networks(name, radius):
     truth = np.array([net.evaluate(x.astype(np.float64)) for x in points])
     assert np.all(np.abs(found - truth) <= allowed + 1e-9 * np.abs(truth).max())
     assert np.abs(found - truth).max() > 0.0
+
+
+def test_a_bound_on_assumptions_says_nothing_about_float32():
+    """What a formulation states by itself is not proved, so no unconditional statement may follow from it."""
+    rng = np.random.default_rng(5)
+    net = chain([rng.standard_normal(s) for s in ((4, 3), (2, 4))], [0.1 * np.ones(4), np.ones(2)], gemm=True)
+    stated = f"{pathlib.Path(__file__).with_name('bad_formulations.py')}:Stated"
+    said: list[str] = []
+    asked = {"domain": "box:-1:1", "norm": "2", "backend": "clarabel", "float32": True}
+    result = lm.solve(net, stated, assurance="model", report=said.append, **asked)
+    assert result.assurance == "model"
+    assert result.certificate["float_execution"] is None
+    assert any("nothing is stated about execution in float32" in line for line in said)
+    proved = lm.solve(net, **{**asked, "backend": None}).to_json()
+    forged = result.to_json()
+    forged["certificate"]["float_execution"] = proved["certificate"]["float_execution"]
+    with pytest.raises(lm.Refuted, match="rests on assumptions"):
+        lm.verify(net, json.dumps(forged))

@@ -118,6 +118,8 @@ def verify(network: Any, certificate: Any) -> Verdict:
     )
     bound = _upper(subject, data["upper"], claim["bound"], assumptions)
     lower = _lower(net, spec, source, data["lower"], claim["lower_bound"])
+    if assumptions and data["float_execution"] is not None:
+        raise Refuted("certificate.float_execution: nothing follows from a bound that rests on assumptions")
     eps = check_float_execution(net, spec, bound, data["float_execution"])
     if bound is not None and lower is not None and lower > bound:
         raise Refuted(f"the lower bound {lower!r} is above the bound {bound!r}")

@@ -274,7 +274,7 @@ def reduced_axes(node: Node, rank: int) -> list[int]:
     """The axes of a reduction, in order: an attribute, or an input in later operator sets; all where none is given."""
     axes = node.attributes.get("axes")
     if axes is None and node.has(1):
-        axes = node.whole_numbers(1, "list of axes")
+        axes = node.integers(1, "list of axes")
     if axes is None or not len(axes):
         axes = [] if node.attributes.get("noop_with_empty_axes", 0) else range(rank)
     return sorted({axis_of(int(a), rank) for a in axes})

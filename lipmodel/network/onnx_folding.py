@@ -52,7 +52,7 @@ def _size(node: Node) -> Value:
 
 @register_operator("ConstantOfShape")
 def _constant_of_shape(node: Node) -> Value:
-    shape = tuple(node.whole_numbers(0, "shape"))
+    shape = tuple(node.integers(0, "shape"))
     if any(d < 0 for d in shape):
         node.refuse("shape", f"a tensor of shape {shape}")
     if prod(shape) > MAX_TENSOR:

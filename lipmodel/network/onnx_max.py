@@ -200,7 +200,7 @@ def _top_k(node: Node) -> Sequence[Value | None]:
     axis = axis_of(int(node.attributes["axis"]), len(x.shape))
     if node.opset >= 10 and node.fixed(1, "number of entries").shape != (1,):
         node.refuse("shape", f"the number of entries has shape {node.fixed(1, 'number of entries').shape}, not (1,)")
-    count = int(node.attributes["k"]) if node.opset < 10 else node.whole_numbers(1, "number of entries")[0]
+    count = int(node.attributes["k"]) if node.opset < 10 else node.integers(1, "number of entries")[0]
     if not 0 < count <= x.shape[axis]:
         node.refuse("attribute", f"there are no {count} entries on an axis of {x.shape[axis]}")
     if not node.attributes.get("sorted", 1):

@@ -178,13 +178,6 @@ class Node:
         return float(value.values.reshape(()))
 
     def integers(self, port: int, what: str) -> list[int]:
-        """A constant input that is a list of integers."""
-        fixed = self.fixed(port, what)
-        if fixed.type != TensorProto.INT64 or fixed.whole is None or fixed.whole.ndim > 1:
-            self.refuse("attribute", f"the {what} must be a list of INT64, not {type_name(fixed.type)} {fixed.shape}")
-        return [int(v) for v in fixed.whole.ravel()]
-
-    def whole_numbers(self, port: int, what: str) -> list[int]:
         """A constant input that is one integer or a list of them, of any integer type."""
         fixed = self.fixed(port, what)
         if fixed.whole is None or fixed.whole.dtype == np.bool_ or fixed.whole.ndim > 1:

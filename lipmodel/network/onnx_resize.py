@@ -110,7 +110,7 @@ def _resize(node: Node) -> Value:
     rank = len(x.shape)
     axes = [axis_of(int(a), rank) for a in node.attributes.get("axes") or range(rank)]
     scales = _numbers(node, 2, "scales") if node.has(2) and node.value(2).size else None
-    sizes = node.whole_numbers(3, "list of sizes") if node.has(3) and node.value(3).size else None
+    sizes = node.integers(3, "list of sizes") if node.has(3) and node.value(3).size else None
     if (scales is None) == (sizes is None) or len(scales or sizes or []) != len(axes):
         node.refuse("attribute", f"Resize needs scales or sizes, one number for each of {len(axes)} axes")
     full_scales: list[Any] = [1.0] * rank

@@ -49,9 +49,9 @@ def _slice(node: Node) -> Value:
         axes = node.attributes["axes"]
         steps = [1] * len(starts)
     else:
-        starts, ends = node.whole_numbers(1, "list of starts"), node.whole_numbers(2, "list of ends")
-        axes = node.whole_numbers(3, "list of axes") if node.has(3) else None
-        steps = node.whole_numbers(4, "list of steps") if node.has(4) else [1] * len(starts)
+        starts, ends = node.integers(1, "list of starts"), node.integers(2, "list of ends")
+        axes = node.integers(3, "list of axes") if node.has(3) else None
+        steps = node.integers(4, "list of steps") if node.has(4) else [1] * len(starts)
     axes = list(range(len(starts))) if axes is None else [int(a) for a in axes]
     if not len(starts) == len(ends) == len(axes) == len(steps):
         node.refuse("attribute", f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes, {len(steps)} steps")
@@ -75,7 +75,7 @@ def _split(node: Node) -> Sequence[Value | None]:
     length, count = x.shape[axis], len(node.outputs)
     sizes = node.attributes.get("split")
     if sizes is None and node.has(1):
-        sizes = node.whole_numbers(1, "list of sizes")
+        sizes = node.integers(1, "list of sizes")
     if sizes is None:
         parts = node.attributes.get("num_outputs")
         if parts is not None and parts != count:
@@ -113,7 +113,7 @@ def _tile(node: Node) -> Value:
 
 
 def _sizes(node: Node, port: int, what: str) -> list[int]:
-    values = node.whole_numbers(port, what)
+    values = node.integers(port, what)
     if any(v < 0 for v in values):
         node.refuse("shape", f"the {what} is {values}")
     return values
@@ -123,10 +123,10 @@ def _sizes(node: Node, port: int, what: str) -> list[int]:
 def _pad(node: Node) -> Value:
     x, rank = node.value(0), len(node.value(0).shape)
     mode = node.attributes["mode"] or "constant"
-    pads = list(node.attributes["pads"]) if node.opset < 11 else node.whole_numbers(1, "list of pads")
+    pads = list(node.attributes["pads"]) if node.opset < 11 else node.integers(1, "list of pads")
     axes = list(range(rank))
     if node.has(3):
-        axes = [axis_of(a, rank) for a in node.whole_numbers(3, "list of axes")]
+        axes = [axis_of(a, rank) for a in node.integers(3, "list of axes")]
     if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
         node.refuse("attribute", f"{len(pads)} pads for {len(axes)} axes")
     if mode not in ("constant", "reflect", "edge", "wrap"):
@@ -243,7 +243,7 @@ def _trilu(node: Node) -> Value:
     x = node.value(0)
     if len(x.shape) < 2:
         node.refuse("shape", f"Trilu of a tensor of shape {x.shape}")
-    k = node.whole_numbers(1, "diagonal")[0] if node.has(1) else 0
+    k = node.integers(1, "diagonal")[0] if node.has(1) else 0
     keep = np.triu(np.ones(x.shape[-2:]), k) if node.attributes["upper"] else np.tril(np.ones(x.shape[-2:]), k)
     if isinstance(x, Fixed) and x.whole is not None:
         return Fixed(type=x.type, whole=np.where(keep > 0.0, x.whole, x.whole.dtype.type(0)))

@@ -328,6 +328,12 @@ class NormEvaluator:
         self._maps: dict[int, MapNorms] = {}
         self.log: list[float] = []
 
+    def again(self) -> NormEvaluator:
+        """An evaluator with an empty log that remembers what this one has computed."""
+        other = NormEvaluator(self._entries, self._spectral)
+        other._known = self._known
+        return other
+
     def of(self, matrix: Matrix) -> MapNorms:
         """The nine norms of one map."""
         return MapNorms(self, matrix)

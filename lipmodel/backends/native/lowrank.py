@@ -136,10 +136,6 @@ class State:
     lengths: Array  # |v|, of groups for every row
 
 
-def row_lengths(rows: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
-
-
 def _lengths(rows: Array, pool: Pool | None) -> Array:
     squares = np.einsum("ij,ij->i", rows, rows)
     return np.asarray(np.sqrt(squares if pool is None else pool.sums(squares)))
