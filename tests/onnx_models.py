@@ -73,3 +73,24 @@ def agrees(model: Any, rng: np.random.Generator, *, run: Any = reference, rtol: 
         size = 1.0 + float(np.abs(expected).max(initial=0.0))
         np.testing.assert_allclose(network.evaluate(x), np.ravel(expected), rtol=rtol, atol=rtol * size)
     return network
+
+
+def sorted_pairs(size: int, *, swapped: bool = False, copies: bool = False) -> Any:
+    """MaxMin on pairs of neighbours."""
+    weights = {"even": np.arange(0, size, 2), "odd": np.arange(1, size, 2)}
+    again = ["even2", "odd2"] if copies else ["u", "v"]
+    nodes = [
+        helper.make_node("Gather", ["x", "even"], ["u"], axis=1),
+        helper.make_node("Gather", ["x", "odd"], ["v"], axis=1),
+    ]
+    if copies:
+        nodes += [
+            helper.make_node("Gather", ["x", "even"], ["even2"], axis=1),
+            helper.make_node("Gather", ["x", "odd"], ["odd2"], axis=1),
+        ]
+    nodes += [
+        helper.make_node("Max", ["u", "v"], ["a"]),
+        helper.make_node("Min", again[::-1] if swapped else again, ["b"]),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    return make(nodes, weights, shape=(1, size))

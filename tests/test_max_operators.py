@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import agrees, make, runtime, single
+from onnx_models import agrees, make, runtime, single, sorted_pairs
 
 import lipmodel as lm
 from lipmodel.errors import RefusedInput
@@ -103,21 +103,6 @@ def test_sorting_networks_sort(n: int) -> None:
 @pytest.mark.parametrize(("n", "comparators"), [(2, 1), (3, 3), (4, 5), (8, 19)])
 def test_sorting_networks_are_small(n: int, comparators: int) -> None:
     assert sum(map(len, sorting_network(n))) == comparators
-
-
-def sorted_pairs(size: int, *, swapped: bool = False, copies: bool = False) -> Any:
-    """MaxMin on pairs of neighbours."""
-    weights = {"even": np.arange(0, size, 2), "odd": np.arange(1, size, 2)}
-    again = ["even2", "odd2"] if copies else ["u", "v"]
-    nodes = [node("Gather", ["x", "even"], ["u"], axis=1), node("Gather", ["x", "odd"], ["v"], axis=1)]
-    if copies:
-        nodes += [node("Gather", ["x", "even"], ["even2"], axis=1), node("Gather", ["x", "odd"], ["odd2"], axis=1)]
-    nodes += [
-        node("Max", ["u", "v"], ["a"]),
-        node("Min", again[::-1] if swapped else again, ["b"]),
-        node("Concat", ["a", "b"], ["y"], axis=1),
-    ]
-    return make(nodes, weights, shape=(1, size))
 
 
 @pytest.mark.parametrize("copies", [False, True])

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import make, single
+from onnx_models import make, single, sorted_pairs
 from operator_cases import CASES, SCALARS
 
 import lipmodel as lm
@@ -154,21 +154,6 @@ def test_maxima_of_constants():
 
 
 # --------------------------------------------------------------------------------------------- what is done only once
-
-
-def sorted_pairs(size, *, copies=False, swapped=False):
-    """MaxMin on pairs of neighbours."""
-    weights = {"even": np.arange(0, size, 2), "odd": np.arange(1, size, 2)}
-    again = ["even2", "odd2"] if copies else ["u", "v"]
-    nodes = [node("Gather", ["x", "even"], ["u"], axis=1), node("Gather", ["x", "odd"], ["v"], axis=1)]
-    if copies:
-        nodes += [node("Gather", ["x", "even"], ["even2"], axis=1), node("Gather", ["x", "odd"], ["odd2"], axis=1)]
-    nodes += [
-        node("Max", ["u", "v"], ["a"]),
-        node("Min", again[::-1] if swapped else again, ["b"]),
-        node("Concat", ["a", "b"], ["y"], axis=1),
-    ]
-    return make(nodes, weights, shape=(1, size))
 
 
 @pytest.mark.parametrize("copies", [False, True])

@@ -61,11 +61,6 @@ def add(a: Enclosed, b: Enclosed) -> Enclosed:
     return _rounded(total, error == 0.0, _radius(a, total.shape) + _radius(b, total.shape))
 
 
-def negate(a: Enclosed) -> Enclosed:
-    """-a, exactly."""
-    return Enclosed(values=-a.values, radius=a.radius)
-
-
 def multiply(a: Enclosed, b: Enclosed) -> Enclosed:
     """a * b, broadcast (TwoProduct: Dekker, Veltkamp)."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
