@@ -154,8 +154,8 @@ def certify_solution(
     RefusedInput for the network.
     """
     from lipmodel import pipeline
+    from lipmodel.network.doors import load
     from lipmodel.network.graph import Network
-    from lipmodel.network.onnx_import import load
 
     link = read_map(map)
     say = report if report is not None else lambda line: None

@@ -132,7 +132,7 @@ def solve(
 def _loaded(net: Any, graph_input: Any, graph_output: Any) -> Network:
     if isinstance(net, Network):
         return net
-    from lipmodel.network.onnx_import import load
+    from lipmodel.network.doors import load
 
     return load(net, graph_input=graph_input, graph_output=graph_output)
 

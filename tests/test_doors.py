@@ -68,6 +68,16 @@ def test_constants_differ_and_certificates_are_verified(nnet: Path, tmp_path: Pa
     assert bounds[0] != bounds[1]
 
 
+def test_paths_of_other_files_are_taken_as_those_of_onnx_files_are(nnet: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.nnet"
+    path.write_text("2\n1, 1, 1\n0\n0\n0\n0\n0\n2\n0\n3\n0\n")
+    result = lm.solve(path)
+    assert lm.verify(path, result).bound == result.bound
+    for ask in (lambda: lm.solve(nnet), lambda: lm.verify(nnet, result)):
+        with pytest.raises(UsageError, match="normalised=True"):
+            ask()
+
+
 def test_a_file_that_only_holds_the_place_of_a_normalisation_needs_no_choice(tmp_path: Path) -> None:
     path = tmp_path / "tiny.nnet"
     path.write_text("2\n1, 1, 1\n0\n0\n0\n0\n0\n2\n0\n3\n0\n")

@@ -168,10 +168,12 @@ def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
 
 
 def _network(network: Any, named: dict[str, Any]) -> Network:
-    from lipmodel.network.onnx_import import load
+    from lipmodel.network.doors import is_other, load
 
     if isinstance(network, Network):
         return network
+    if is_other(network):
+        return load(network)
     for key in ("graph_input", "graph_output"):
         value = named[key]
         fine = (

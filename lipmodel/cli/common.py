@@ -139,11 +139,11 @@ def chosen(names: Sequence[str]) -> str | list[str] | None:
 
 def network_of(args: argparse.Namespace) -> Path | Network:
     """The path of an ONNX file that can be opened; a network in another format, read. Raises LipmodelError."""
-    from lipmodel.network.doors import OTHER, load
+    from lipmodel.network.doors import is_other, load
 
     path = network_path(args.network)
     given = {"activation": args.activation, "normalised": None if args.normalised is None else args.normalised == "yes"}
-    if path.suffix.lower() in OTHER or any(v is not None for v in given.values()):
+    if is_other(path) or any(v is not None for v in given.values()):
         return load(path, **given)
     return path
 

@@ -55,6 +55,11 @@ def load(
     return _nnet(path, normalised, given) if suffix == ".nnet" else _weights(path, activation)
 
 
+def is_other(source: Any) -> bool:
+    """Whether this is a path of a file that is not ONNX."""
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in OTHER
+
+
 def _nnet(path: Path, normalised: bool | None, given: dict[str, Any]) -> Network:
     from lipmodel.network.nnet_source import onnx_of, read_nnet
     from lipmodel.network.onnx_import import load as load_onnx
