@@ -40,6 +40,8 @@ _PUBLIC = {
     "RotatedSecondOrder": "lipmodel.model.sets",
     "NormExpression": "lipmodel.model.norm_expression",
     "Multipliers": "lipmodel.certify.lmi",
+    "Evidence": "lipmodel.certify.evidence",
+    "Proved": "lipmodel.certify.evidence",
     "Result": "lipmodel.result",
     "solve": "lipmodel.pipeline",
     "build": "lipmodel.pipeline",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from lipmodel.activations import register as register_activation  # noqa: F401
     from lipmodel.backends import register_backend as register_backend
     from lipmodel.backends import to_native as to_native
+    from lipmodel.certify.evidence import Evidence as Evidence
+    from lipmodel.certify.evidence import Proved as Proved
     from lipmodel.certify.lmi import Multipliers as Multipliers
     from lipmodel.certify.verify import verify as verify
     from lipmodel.errors import BackendUnavailable as BackendUnavailable

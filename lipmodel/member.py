@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lipmodel.backends import backend as find_backend
 from lipmodel.backends import backend_names
 from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
 from lipmodel.certify.certificate import lmi_proof, product_proof
+from lipmodel.certify.evidence import Evidence, Proved
 from lipmodel.certify.extract import sound_point
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.clock import Clock
@@ -46,6 +47,7 @@ class Part:
 
     bound: proved by `proof`. claim: what the solver's objective says; lower: its lower estimate of the relaxation's
     optimum, as a bound. assumptions: what the proof takes from the formulation. plan: from the model to the solver.
+    own: whether the bound is what the formulation itself gives, in closed form, and no better bound takes its place.
     """
 
     member: Member
@@ -57,6 +59,7 @@ class Part:
     backend: str | None = None
     assumptions: tuple[dict[str, Any], ...] = ()
     plan: str = ""
+    own: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -102,18 +105,18 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         return _by_norms(system, member, run, termination="interrupted" if run.interrupted else "time-limit")
     with run.clock.stage("build"):
         built = build(system, run.formulation, member_spec(run.spec, member))
-    if isinstance(built, NormExpression):
-        with run.clock.stage("certify"):
-            claim = built.evaluate(None if run.product is None else run.product.evaluator.again())
-        return _by_norms(system, member, run, claim=claim)
+    if isinstance(built, NormExpression | Evidence):
+        return _by_rule(built, system, member, run)
     if not provable(system):
         run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")
         return _by_norms(system, member, run)
     # every row, or column, of a family is bounded by what bounds the whole
     known = math.inf if run.product is None else run.product.bound
     prover = Prover(system=system, member=member, clock=run.clock, cache=run.cache, known=known)
+    if isinstance(built, Iterator):
+        return _by_stream(built, prover, member, run, time_limit)
     if isinstance(built, Multipliers):
-        return _by_multipliers(prover, member, run, [(run.formulation.name, built)])
+        return _by_multipliers(prover, member, run, [(run.formulation.name, built)], feasible=True, own=True)
     if system.complete is not None and not free_multipliers(built) and run.assurance != "model":
         with run.clock.stage("build"):
             complete = build(system.complete, run.formulation, member_spec(run.spec, member))
@@ -156,10 +159,13 @@ def provable(system: IncrementSystem) -> bool:
     return system.order <= MAX_ORDER and dense_entries(system) <= MAX_ENTRIES
 
 
-def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Model | Multipliers | NormExpression:
+Built = Model | Multipliers | Iterator[Multipliers] | NormExpression | Evidence
+
+
+def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Built:
     """What a formulation states for one system. Raises UsageError, also for whatever goes wrong inside `build`."""
     try:
-        built: Model | Multipliers | NormExpression = formulation.build(system, spec)
+        built: Built = formulation.build(system, spec)
     except LipmodelError:
         raise
     except (Exception, SystemExit) as error:
@@ -169,10 +175,10 @@ def build(system: IncrementSystem, formulation: Formulation, spec: Spec) -> Mode
         built.check()
     elif isinstance(built, Multipliers):
         _check_multipliers(formulation.name, system, built)
-    elif not isinstance(built, Multipliers | NormExpression):
+    elif not isinstance(built, NormExpression | Iterator | Evidence):
         raise UsageError(
             f"the formulation {formulation.name!r} returned {type(built).__name__} from build: "
-            "it must return a Model, Multipliers or a NormExpression"
+            "it must return a Model, Multipliers (or an iterator of ever better ones) or a NormExpression"
         )
     return built
 
@@ -332,8 +338,12 @@ def _by_multipliers(
     plan: str = "",
     feasible: bool = False,
     comparison: Comparison = "doubt",
+    own: bool = False,
 ) -> Part:
-    """The part with the best bound that the prover settles on; norms where it proves nothing."""
+    """The part with the best bound that the prover settles on; norms where it proves nothing.
+
+    own: the candidates are in closed form, and a proof of them as they are is the answer.
+    """
     already = run.interrupted
     hurry = already or run.clock.left() <= 0.0
     with run.clock.stage("certify"), run.finishing():
@@ -361,7 +371,65 @@ def _by_multipliers(
         termination=termination,
         backend=backend,
         plan=plan,
+        own=own and best.origin == candidates[0][0],
     )
+
+
+def _by_stream(
+    stream: Iterator[Multipliers], prover: Prover, member: Member, run: Run, time_limit: float | None
+) -> Part:
+    """The part of ever better multipliers: drawn until they end or the time is over, then proved like any others."""
+    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    best: Multipliers | None = None
+    claim, termination = math.inf, cast(Termination, "closed-form")
+    count, started = 0, time.monotonic()
+    with run.clock.stage("solve"):
+        try:
+            for found in stream:
+                _check_multipliers(run.formulation.name, prover.system, found)
+                value = found.claim(*member.norms)
+                if value < claim:
+                    best, claim = found, value
+                count += 1
+                if run.progress is not None and math.isfinite(claim):
+                    seconds = time.monotonic() - started
+                    run.progress(Progress(iteration=count, objective=claim, lower=0.0, seconds=seconds, bound=None))
+                if time.monotonic() > deadline:
+                    termination = "time-limit"
+                    break
+        except KeyboardInterrupt:
+            run.interrupted = True
+            run.say("interrupted: proving what there is")
+            termination = "interrupted"
+        except LipmodelError:
+            raise
+        except Exception as error:
+            run.say(f"{run.formulation.name} failed ({type(error).__name__}: {error}): proving what there is")
+            termination = "failed"
+    candidates = [] if best is None else [(run.formulation.name, best)]
+    facts: dict[str, Any] = {"claim": None if best is None else claim, "termination": termination}
+    return _by_multipliers(prover, member, run, candidates, feasible=True, own=best is not None, **facts)
+
+
+def _by_rule(stated: NormExpression | Evidence, system: IncrementSystem, member: Member, run: Run) -> Part:
+    """The part of a norm expression, or of evidence, by the rule that it names; the product where it names none."""
+    from lipmodel.certify.norm_rules import NORM_RULES, prove_expression
+
+    if isinstance(stated, NormExpression) and stated.rule not in NORM_RULES:
+        with run.clock.stage("certify"):
+            claim = stated.evaluate(None if run.product is None else run.product.evaluator.again())
+        return replace(_by_norms(system, member, run, claim=claim), own=stated.rule == "product")
+    said: float | None = None
+    with run.clock.stage("certify"), run.finishing():
+        if isinstance(stated, NormExpression):
+            found: Proved | None = prove_expression(stated, system, member.norms)
+            said = None if found is None else found.bound
+        else:
+            found, said = stated.prove(system, member.norms, run.clock.deadline), stated.claim
+        if found is not None and math.isfinite(found.bound):
+            return Part(member=member, bound=found.bound, proof=found.proof, claim=said, own=True)
+    termination: Termination = "interrupted" if run.interrupted else "failed"
+    return _by_norms(system, member, run, claim=said, termination=termination)
 
 
 def _by_assumption(

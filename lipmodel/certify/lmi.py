@@ -53,6 +53,13 @@ class Multipliers(kernel.Multipliers):
     g: Array
     s: Array
 
+    def claim(self, p: str, q: str) -> float:
+        """The bound on L_{p->q} that they give if they satisfy the inequality, in floating point; p = 1 like 2."""
+        with np.errstate(all="ignore"):
+            left = np.sum(self.g) if p == "inf" else np.max(self.g, initial=0.0)
+            right = np.sum(self.s) if q == "1" else np.max(self.s, initial=0.0)
+            return float(np.sqrt(left) * np.sqrt(right))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockSymmetric:
