@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -381,7 +381,7 @@ def _by_stream(
     """The part of ever better multipliers: drawn until they end or the time is over, then proved like any others."""
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     best: Multipliers | None = None
-    claim, termination = math.inf, cast(Termination, "closed-form")
+    claim, termination = math.inf, "closed-form"
     count, started = 0, time.monotonic()
     with run.clock.stage("solve"):
         try:
