@@ -42,7 +42,8 @@ class Formulation:
 
 
 _REGISTERED: dict[str, type[Formulation]] = {}
-_ALIASES = {"autolip": "product"}
+ALIASES = {"autolip": "product"}
+"""Names in the literature of formulations that go by another one here."""
 _BUILT_IN = {
     "product": "lipmodel_formulations.product:Product",
     "lipsdp-neuron": "lipmodel_formulations.lipsdp:LipSDPNeuron",
@@ -73,7 +74,7 @@ def formulation_class(name: str) -> type[Formulation]:
     """The class behind a name or a `FILE.py:CLASS`. Raises UsageError."""
     if ".py:" in name or name.endswith(".py"):
         return _from_file(name)
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     if name in _entry_points():
         from importlib import import_module
 

@@ -26,7 +26,7 @@ from lipmodel.model.model import Model
 from lipmodel.model.norm_expression import NormExpression
 from lipmodel.model.terms import Factored
 from lipmodel.network.increments import IncrementSystem, dense_entries
-from lipmodel.prover import Comparison, Prover
+from lipmodel.prover import ON_THE_WAY, Comparison, Prover
 from lipmodel.spec import Norm, Spec
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Part:
     bound: proved by `proof`. claim: what the solver's objective says; lower: its lower estimate of the relaxation's
     optimum, as a bound. assumptions: what the proof takes from the formulation. plan: from the model to the solver.
     own: whether the bound is what the formulation itself gives, in closed form, and no better bound takes its place.
+    instead: the name of what was proved where it is not the formulation's own bound: "product", or a closed form.
     """
 
     member: Member
@@ -60,6 +61,7 @@ class Part:
     assumptions: tuple[dict[str, Any], ...] = ()
     plan: str = ""
     own: bool = False
+    instead: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -99,7 +101,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     """The proved bound of one member. Raises UsageError where the formulation or the backend cannot be used."""
     system = restricted(whole, member)
     if not system.output.blocks:
-        return _by_norms(system, member, run, claim=0.0)
+        return replace(_by_norms(system, member, run, claim=0.0), instead="")
     late = run.interrupted or run.clock.left() <= 0.0
     if late and system.order > QUICK_ORDER:
         return _by_norms(system, member, run, termination="interrupted" if run.interrupted else "time-limit")
@@ -372,6 +374,7 @@ def _by_multipliers(
         backend=backend,
         plan=plan,
         own=own and best.origin == candidates[0][0],
+        instead="" if best.origin.startswith((ON_THE_WAY, *(name for name, _ in candidates))) else "a closed form",
     )
 
 
@@ -418,7 +421,9 @@ def _by_rule(stated: NormExpression | Evidence, system: IncrementSystem, member:
     if isinstance(stated, NormExpression) and stated.rule not in NORM_RULES:
         with run.clock.stage("certify"):
             claim = stated.evaluate(None if run.product is None else run.product.evaluator.again())
-        return replace(_by_norms(system, member, run, claim=claim), own=stated.rule == "product")
+        stated_itself = stated.rule == "product"
+        part = _by_norms(system, member, run, claim=claim)
+        return replace(part, own=stated_itself, instead="" if stated_itself else part.instead)
     said: float | None = None
     with run.clock.stage("certify"), run.finishing():
         if isinstance(stated, NormExpression):
@@ -472,7 +477,7 @@ def _by_norms(system: IncrementSystem, member: Member, run: Run, **facts: Any) -
             bound, proof = product_part(run.product)
         else:
             bound, proof = product_bound_of(system, member.norms)
-    return Part(member=member, bound=bound, proof=proof, **facts)
+    return Part(member=member, bound=bound, proof=proof, instead="product", **facts)
 
 
 def product_bound_of(system: IncrementSystem, norms: tuple[Norm, Norm]) -> tuple[float, dict[str, Any]]:

@@ -24,7 +24,7 @@ from lipmodel.member import Part, Run, build, free_multipliers, product_bound_of
 from lipmodel.model.model import Model
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem
-from lipmodel.question import Request, asked, make_request, systems
+from lipmodel.question import Request, Systems, asked, make_request, systems
 from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain, rounded
 from lipmodel.spec import Spec
 
@@ -92,18 +92,9 @@ def solve(
     request = make_request(found.system, formulation, norm=norms, outputs=outputs, domain=region, options=options)
     if request.reason:
         say(request.reason)
-    execution = None
-    if float32:
-        from lipmodel.certify.execution import float_execution
-
-        with clock.stage("certify"):
-            execution = float_execution(network, request.spec)
-    spec = measured(request.spec)
-    system = chosen_outputs(found.system, spec.outputs)
-    masked = None if found.masked is None else chosen_outputs(found.masked, spec.outputs)
     run = Run(
         formulation=request.formulation,
-        spec=spec,
+        spec=measured(request.spec),
         clock=clock,
         backend=solver,
         tol=tol,
@@ -114,15 +105,42 @@ def solve(
         progress=progress,
         jobs=jobs,
     )
+    return answer(network, found, request, run, float32=float32, witness=witness)
+
+
+def answer(
+    network: Network,
+    found: Systems,
+    request: Request,
+    run: Run,
+    *,
+    float32: bool = False,
+    witness: bool = True,
+    alone: bool = False,
+) -> Result:
+    """The bracket for a question in full, over systems that are already there.
+
+    run: of the request's formulation and measured spec. alone: the formulation answers for itself, also where the
+    product bound is smaller. float32 and witness as in `solve`. Raises UsageError, SoundnessError.
+    """
+    say, clock = run.say, run.clock
+    execution = None
+    if float32:
+        from lipmodel.certify.execution import float_execution
+
+        with clock.stage("certify"):
+            execution = float_execution(network, request.spec)
+    system = chosen_outputs(found.system, run.spec.outputs)
+    masked = None if found.masked is None else chosen_outputs(found.masked, run.spec.outputs)
     with _single_thread():
         parts = _first_parts(system, masked, run)
-        bound, proof, assumptions = _overall(system, parts, run)
+        bound, proof, assumptions = _overall(system, parts, run, alone=alone)
         pair = _witness(network, request.spec, bound, run, system.neurons) if witness else None
         if assumptions and pair is not None and pair.ratio > bound:
             say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
             run.assurance = "proved"
             parts = _parts(system, run)
-            bound, proof, assumptions = _overall(system, parts, run)
+            bound, proof, assumptions = _overall(system, parts, run, alone=alone)
     if assumptions and execution is not None:
         say("the bound rests on assumptions: nothing is stated about execution in float32")
         execution = None
@@ -173,7 +191,8 @@ def _first_parts(system: IncrementSystem, masked: IncrementSystem | None, run: R
     except KeyboardInterrupt:
         run.say("interrupted again: the product bound is the answer")
         bound, proof = product_part(run.product)
-        return [Part(member=Member(norms=run.spec.norms), bound=bound, proof=proof, termination="interrupted")]
+        whole = Member(norms=run.spec.norms)
+        return [Part(member=whole, bound=bound, proof=proof, termination="interrupted", instead="product")]
 
 
 def _parts(system: IncrementSystem, run: Run) -> list[Part]:
@@ -263,14 +282,14 @@ def _in_processes(
 
 
 def _overall(
-    system: IncrementSystem, parts: list[Part], run: Run
+    system: IncrementSystem, parts: list[Part], run: Run, *, alone: bool
 ) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
     """The largest of the members, or the product bound of the whole network where that is smaller."""
     family = len(parts) > 1 or parts[0].member.row is not None or parts[0].member.column is not None
     bound, proof = max(part.bound for part in parts), parts[0].proof
     assert run.product is not None
     other = run.product.bound
-    if all(part.own for part in parts):  # closed forms answer for themselves
+    if all(part.own for part in parts) or (alone and math.isfinite(bound)):  # closed forms answer for themselves
         if other < bound * (1.0 - 1e-6):
             run.say(f"the product bound {rounded(other, up=True)} is smaller")
         other = bound
@@ -281,6 +300,7 @@ def _overall(
     if other < bound:
         if other < bound * (1.0 - 1e-6):
             run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
+        parts[:] = [replace(part, instead="product") for part in parts]
         with run.clock.stage("certify"):
             return *product_part(run.product), []
     if family:
@@ -291,7 +311,7 @@ def _overall(
 def _improved(system: IncrementSystem, part: Part) -> Part:
     """The part with its own product bound, where that is smaller."""
     bound, proof = product_bound_of(restricted(system, part.member), part.member.norms)
-    return replace(part, bound=bound, proof=proof) if bound < part.bound else part
+    return replace(part, bound=bound, proof=proof, instead="product") if bound < part.bound else part
 
 
 def _witness(network: Network, spec: Spec, bound: float, run: Run, neurons: int) -> Witness | None:
@@ -391,7 +411,15 @@ def _result(
         certificate=written,
         reason=request.reason,
         plan=next((part.plan for part in parts if part.plan), ""),
+        instead=_instead(parts),
     )
+
+
+def _instead(parts: list[Part]) -> str:
+    """What was proved in place of the formulation's own bounds, and for how many programs of a family."""
+    others = [part.instead for part in parts if part.instead]
+    names = ", ".join(dict.fromkeys(others))
+    return names if len(others) in (0, len(parts)) else f"{names} for {len(others)} of {len(parts)} programs"
 
 
 _ORDER: tuple[Termination, ...] = (

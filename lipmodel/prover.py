@@ -33,6 +33,8 @@ HEAD_START = 0.01
 """Seconds that such proofs may take in any case."""
 WORTHWHILE = 1e-3
 """Relative improvement from which a better point is proved while its solver goes on."""
+ON_THE_WAY = "on the way"
+"""The origin of what was proved from a point of the solver before it ended."""
 
 Comparison = Literal["doubt", "doubt-tied"]
 
@@ -92,7 +94,7 @@ class Prover:
         multipliers, own = self.read(model, values)
         p, q = self.member.norms
         if not own:
-            self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, "on the way", check=self._check()))
+            self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, ON_THE_WAY, check=self._check()))
 
     def read(self, model: Model, values: Mapping[Any, Any]) -> tuple[Multipliers, list[Term]]:
         """The multipliers of the system from the values of a model's variables, and the terms that follow no rule."""

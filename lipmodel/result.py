@@ -81,7 +81,8 @@ class Result:
     bound: proved at `assurance`, rounded up; inf if nothing was proved. claim: what the solver's own objective says.
     lower_bound: witnessed by a pair of points, rounded down. gap: (bound - the solver's lower estimate of the
     relaxation's optimum) / bound. exact: both ends agree to 1e-9. reason: why this formulation, where it was chosen.
-    plan: the steps from the model to what the solver got.
+    plan: the steps from the model to what the solver got. instead: what was proved where the bound is not the
+    formulation's own: "product", "a closed form", or these for some programs of a family.
     """
 
     spec: Spec
@@ -100,6 +101,7 @@ class Result:
     options: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     plan: str = ""
+    instead: str = ""
 
     @property
     def exact(self) -> bool:
@@ -137,6 +139,7 @@ class Result:
             "timings": self.timings.to_json(),
             "reason": self.reason,
             "plan": self.plan,
+            "instead": self.instead,
             "certificate": None if self.certificate is None else dict(self.certificate),
         }
 
@@ -177,6 +180,7 @@ class Result:
             timings=Timings.from_json(data["timings"]),
             reason=data.get("reason", ""),
             plan=data.get("plan", ""),
+            instead=data.get("instead", ""),
             certificate=data["certificate"],
         )
 

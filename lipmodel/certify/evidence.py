@@ -30,6 +30,10 @@ class Evidence:
     def claim(self) -> float | None:
         return None
 
+    def describe(self) -> str:
+        """What it is, in a line, with predicted sizes where they say something; for `inspect`."""
+        return "evidence that a rule of its own turns into a bound"
+
     def prove(self, system: IncrementSystem, norms: tuple[Norm, Norm], deadline: float) -> Proved | None:
         """The proof, in floating point, of a bound of L_{p->q}; None where it fails.
 

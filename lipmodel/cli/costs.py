@@ -31,6 +31,7 @@ def formulation_costs(system: IncrementSystem, asked: dict[str, Any], *, width: 
 
 def _costs(system: IncrementSystem, name: str, asked: dict[str, Any]) -> tuple[str, str, str, str]:
     """Norm pair, number of programs, size of one, backend."""
+    from lipmodel.certify.evidence import Evidence
     from lipmodel.families import chosen_outputs, measured, member_spec, members, restricted
     from lipmodel.member import build, choose_backend, provable
     from lipmodel.model.model import Model
@@ -48,6 +49,8 @@ def _costs(system: IncrementSystem, name: str, asked: dict[str, Any]) -> tuple[s
     built = build(first, request.formulation, member_spec(spec, family[0]))
     if isinstance(built, NormExpression):
         return norm, str(len(family)), f"{built.size()} norms, sums and products", "closed form"
+    if isinstance(built, Evidence):
+        return norm, str(len(family)), built.describe(), "itself"
     if not isinstance(built, Model):
         return norm, str(len(family)), "multipliers in closed form", "closed form"
     if not provable(first):

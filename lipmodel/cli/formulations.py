@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _listed() -> list[str]:
     from lipmodel.errors import LipmodelError
-    from lipmodel.formulation import formulation_class, formulation_names
+    from lipmodel.formulation import ALIASES, formulation_class, formulation_names
     from lipmodel.report.tables import table
 
     rows = []
@@ -51,7 +51,8 @@ def _listed() -> list[str]:
             rows.append((name, "", "", str(error)))
             continue
         options = "\n".join(f"{key}={default!r}" for key, _, default, _ in _options(cls)) or "none"
-        rows.append((name, norm_text(cls), options, _source(cls)))
+        names = [name, *(f"  = {alias}" for alias, known in ALIASES.items() if known == name)]
+        rows.append(("\n".join(names), norm_text(cls), options, _source(cls)))
     note = [
         "",
         "Norms are input:output. From what a formulation has, an output norm inf, single outputs and margins are",

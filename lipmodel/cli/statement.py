@@ -90,6 +90,9 @@ def family_text(family: list[Member]) -> str:
 
 
 def _stated(built: Any) -> list[str]:
+    from collections.abc import Iterator
+
+    from lipmodel.certify.evidence import Evidence
     from lipmodel.model.model import Model
     from lipmodel.model.norm_expression import NormExpression
 
@@ -97,7 +100,9 @@ def _stated(built: Any) -> list[str]:
         return ["the output does not depend on the input: its constant is 0"]
     if isinstance(built, Model | NormExpression):
         return [printable(line) for line in str(built).split("\n")]
-    return ["multipliers in closed form"]
+    if isinstance(built, Evidence):
+        return [printable(line) for line in built.describe().split("\n")]
+    return ["ever better multipliers" if isinstance(built, Iterator) else "multipliers in closed form"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
