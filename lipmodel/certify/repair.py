@@ -38,8 +38,10 @@ MARGINS = (1e-10, 1e-12, 1e-8, 1e-6, 1e-4)
 """How far inside the cone the hidden pivots are kept; the best proved bound decides between them."""
 
 
-WIDENED = 1e-11
-"""By how much the input end of a feasible point is widened, so that rounding has room: 5e-12 of the bound."""
+FOREIGN = 1e-2
+"""Relative loss in the repair from which on a closed form's point counts as another one."""
+WIDENED = (5e-12, 5e-11, 5e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+"""By how much both ends of a feasible point are widened, so that rounding has room: the same share of the bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +72,7 @@ def prove(
     q: Norm,
     candidates: Iterable[tuple[str, Multipliers]] = (),
     *,
-    closed: Literal["all", "doubt", "doubt-tied"] = "all",
+    closed: Literal["all", "doubt", "doubt-tied", "never"] = "all",
     deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
@@ -79,7 +81,8 @@ def prove(
     p in {2, inf}, q in {1, 2} (q = inf with one output, p = 1 with one input). candidates: named multipliers of any
     quality; non-finite, negative or missing entries are mended. closed: "all" tries the closed forms in any case;
     "doubt" only where a closed form by itself beats what the candidates prove, which cannot be after a true optimum;
-    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared.
+    "doubt-tied" the same where multipliers are shared, when only closed forms that share theirs can be compared;
+    "never" not at all.
     check: what must accept the multipliers besides the floating-point proof. None where nothing was proved (then a norm
     bound still is). Repair: block elimination of the inequality from the output back, raising multipliers where a pivot
     fails; then the least (g, s) by the Schur complement on the two ends (Fazlyab et al. 2019, arXiv 1906.04893, for the
@@ -107,8 +110,8 @@ def prove(
                 break
             if best is not None and time.monotonic() > deadline:
                 break
-    wanted = closed == "all" or best is None
-    if not wanted and best is not None:
+    wanted = closed == "all" or (best is None and closed != "never")
+    if not wanted and best is not None and closed != "never":
         # a solver may be wrong about its optimum: a better point of its own feasible set gives it away
         wanted = closed_form_bound(blocks, p, q, tied=closed == "doubt-tied") * blocks.scale_out < best.bound
     if wanted and (best is None or time.monotonic() < deadline):
@@ -130,19 +133,81 @@ def prove_as_it_is(
     m: Multipliers,
     origin: str,
     *,
+    shares: Sequence[float] = WIDENED[:1],
+    deadline: float = math.inf,
     check: Callable[[Multipliers], bool] | None = None,
 ) -> ProvedMultipliers | None:
-    """The bound of multipliers that a solver keeps feasible, its ends widened by 1e-11; None where the proof fails."""
+    """The bound of multipliers that are feasible up to rounding, moved inside by the first share that is proved.
+
+    Both ends are raised by a share of them, and the multipliers in between by less and less towards the output, which
+    leaves no pivot near zero. None where the proof fails with every share, or at the first one after the deadline.
+    """
+    for share in shares:
+        found = _as_it_is(system, p, q, m, origin, share, check)
+        if found is not None or time.monotonic() > deadline:
+            return found
+    return None
+
+
+def _as_it_is(
+    system: FloatSystem,
+    p: Norm,
+    q: Norm,
+    m: Multipliers,
+    origin: str,
+    share: float,
+    check: Callable[[Multipliers], bool] | None,
+) -> ProvedMultipliers | None:
+    count = len(m.t)
     with np.errstate(all="ignore"):
-        t = tuple(map(tied, system.groups, m.t)) if system.groups else m.t
-        wide = Multipliers(t=t, g=m.g * (1.0 + WIDENED), s=m.s)
-    vectors = (*wide.t, wide.g, wide.s)
-    if not all(np.all(np.isfinite(v)) and np.all(v > 0.0) for v in vectors) or not proves_lmi(system, wide):
+        t = map(tied, system.groups, m.t) if system.groups else m.t
+        wide = Multipliers(
+            t=tuple(x * (1.0 + share * (1.0 - k / (count + 1))) for k, x in enumerate(t, start=1)),
+            g=m.g * (1.0 + share),
+            s=m.s * (1.0 + share),
+        )
+    if not _positive(wide) or not proves_lmi(system, wide):
         return None
     if check is not None and not check(wide):
         return None
     bound = sqrt_up(bound_squared(wide, p, q))
     return ProvedMultipliers(multipliers=wide, bound=bound, origin=origin) if math.isfinite(bound) else None
+
+
+def _positive(m: Multipliers) -> bool:
+    """Whether all multipliers are finite and positive."""
+    return all(bool(np.all(np.isfinite(v)) and np.all(v > 0.0)) for v in (*m.t, m.g, m.s))
+
+
+def prove_closed_form(
+    system: FloatSystem,
+    p: Norm,
+    q: Norm,
+    m: Multipliers,
+    origin: str,
+    *,
+    deadline: float = math.inf,
+    check: Callable[[Multipliers], bool] | None = None,
+) -> ProvedMultipliers | None:
+    """The bound of a closed form's own point: as it is, or repaired where that fails, but never made better.
+
+    None where it is not a point (some number is not finite and positive), and where the repair costs more than 1 %:
+    then it was not feasible.
+    """
+    if not _positive(m):
+        return None
+    found = prove_as_it_is(system, p, q, m, origin, shares=WIDENED, deadline=deadline, check=check)
+    if found is not None:
+        return found
+    repaired = prove(system, p, q, [(origin, m)], closed="never", deadline=deadline, check=check)
+    said = m.claim(p, q)
+    if repaired is None or not repaired.bound <= said * (1.0 + FOREIGN):
+        return None
+    if repaired.bound < said < math.inf:
+        # the repair has tuned both ends, which is another method: a larger g is feasible all the more
+        raised = replace(repaired.multipliers, g=repaired.multipliers.g * (said / repaired.bound) ** 2)
+        return prove_as_it_is(system, p, q, raised, origin, shares=WIDENED, check=check)
+    return replace(repaired, origin=origin)
 
 
 def _all_trials(blocks: Blocks, m: Multipliers, p: Norm, q: Norm, origin: str) -> Iterator[_Trial]:

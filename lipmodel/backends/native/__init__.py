@@ -8,7 +8,7 @@ and SciPy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -172,3 +172,37 @@ def _solve_program(model: Model, options: SolveOptions) -> Point:
         iterations=found.iterations,
         message=found.status,
     )
+
+
+def improving_points(model: Model) -> Iterator[Mapping[Variable, Array]]:
+    """Values of ever better points by descent on the elimination recursion alone, from a closed form on.
+
+    They lie on the boundary of the feasible set, up to rounding. Every step runs on one thread of BLAS. Raises
+    UsageError for a model that `Native.refuses` refuses.
+    """
+    from lipmodel.backends.native.chains import NotAChain, read_chain
+    from lipmodel.backends.native.core import chain_descent, single_thread
+    from lipmodel.backends.native.general import program_descent
+    from lipmodel.backends.native.reading import NotReadable, read_program
+    from lipmodel.errors import UsageError
+
+    points: Iterator[Mapping[Variable, Array]]
+    try:
+        chain = read_chain(model)
+        points = (chain.values(found.t, found.eta, found.value) for found in chain_descent(chain.problem))
+    except NotAChain:
+        try:
+            program = read_program(model)
+        except NotReadable as refusal:
+            raise UsageError(f"descent does not take this model: {refusal}") from None
+        points = (values_of(model, found.y) for found in program_descent(program) if found.y is not None)
+    while True:
+        # around a step, not around the stream: whoever draws from it has settings of their own
+        with single_thread(), np.errstate(all="ignore"):
+            try:
+                values = next(points, None)
+            except (MemoryError, np.linalg.LinAlgError):
+                return
+        if values is None:
+            return
+        yield values

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,10 +30,12 @@ from lipmodel.backends.native.chain import (
     unscale,
     widened_slopes,
 )
+from lipmodel.backends.native.descent import THOROUGH, improvements
 from lipmodel.backends.native.elimination import chain_barrier, elimination_order
 from lipmodel.backends.native.follower import Outcome, Progress
 from lipmodel.backends.native.memory import memory_limit
 from lipmodel.backends.native.portfolio import solved_chain
+from lipmodel.backends.native.recursion import Recursion
 from lipmodel.backends.native.start import Start, closed_form
 
 
@@ -80,11 +83,7 @@ def _solve(
     memory: int,
     on_iterate: Callable[[Progress], bool | None] | None,
 ) -> ChainSolution:
-    weights = dense_weights(problem)
-    slopes = [widened_slopes(low, high) for low, high in zip(problem.alpha, problem.beta, strict=True)]
-    alpha, beta = [low for low, _, _ in slopes], [high for _, high, _ in slopes]
-    widened = any(narrow for _, _, narrow in slopes)
-    start = closed_form(weights, alpha, beta, problem.output, tied=problem.input_norm == "2")
+    weights, start, widened = _started(problem)
     if start.y is None:
         return _solution(problem, *_infinite(problem), 0.0, "inaccurate", 0)
 
@@ -122,6 +121,32 @@ def _solve(
         return _restored(problem, weights, start, replace(outcome, status="interrupted"))
 
 
+def _started(problem: ChainProblem) -> tuple[list[Array], Start, bool]:
+    """Dense weights, the closed form from which to start, and whether slopes were widened."""
+    weights = dense_weights(problem)
+    slopes = [widened_slopes(low, high) for low, high in zip(problem.alpha, problem.beta, strict=True)]
+    alpha, beta = [low for low, _, _ in slopes], [high for _, high, _ in slopes]
+    start = closed_form(weights, alpha, beta, problem.output, tied=problem.input_norm == "2")
+    return weights, start, any(narrow for _, _, narrow in slopes)
+
+
+def chain_descent(problem: ChainProblem) -> Iterator[ChainSolution]:
+    """The closed form of the start, then ever better points by descent alone, on the boundary of the feasible set."""
+    _, start, _ = _started(problem)
+    if start.y is None:
+        return
+    recursion = Recursion(start.chain)
+    x = recursion.variables(start.y)
+    for y in itertools.chain([start.y], () if x is None else improvements(recursion, x, care=THOROUGH)):
+        yield _solution(problem, *_unscaled(start, y), 0.0, "inaccurate", 0)
+
+
+def _unscaled(start: Start, y: Array) -> tuple[list[Array], Array]:
+    """t and eta of the original signals."""
+    eta = np.broadcast_to(y[start.chain.neurons :], start.scaling.signals[0].shape)
+    return unscale(start.scaling, split(start.chain, y)[0], eta)
+
+
 def _power(start: Start) -> int:
     """log2 of the objective's unit in the start's scaling."""
     level = 0 if start.chain.tied else 2 * int(start.scaling.signals[0].max())
@@ -137,8 +162,7 @@ def _restored(problem: ChainProblem, weights: list[Array], start: Start, outcome
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
         for point in (_lifted(start.chain, outcome.y, share), (1 - share) * outcome.y + share * start.inside):
-            eta = np.broadcast_to(point[start.chain.neurons :], start.scaling.signals[0].shape)
-            t, eta = unscale(start.scaling, split(start.chain, point)[0], eta)
+            t, eta = _unscaled(start, point)
             if _feasible(problem, weights, t, eta):
                 return _solution(problem, t, eta, lower, status, outcome.iterations)
     return _solution(problem, *_infinite(problem), lower, "inaccurate", outcome.iterations)

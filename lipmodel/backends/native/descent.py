@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,12 +23,31 @@ from lipmodel.backends.native.lbfgs import Pair, quasi_newton
 STAGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 """Weights of the whole barrier: with the k-th, the logarithm of the bound is within about so much of its least."""
 
-SETTLED = 1e-3  # share of a weight by which a step must fall, or the next stage begins
 POWERS = (32.0, 1e5)  # least and largest power of the mean that stands for a largest eigenvalue
-PAIRS = 20  # of L-BFGS
 LONGEST = 3.0  # of a step, in any logarithm
 SHOWN = 1e-6  # relative, of what is reported above the boundary
 SLACK = (3e-8, 3e-7, 3e-6, 3e-5, 3e-4, 3e-3)  # the same of what is returned, until it is strictly feasible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Care:
+    """How closely the stages are followed.
+
+    settled: the next stage begins where the last `steps` steps have fallen by less than this share of the weight each,
+    or by less than 1e-9. pairs: of L-BFGS. sharpness: times 1 / weight, the power of the mean.
+    """
+
+    settled: float
+    steps: int
+    pairs: int
+    sharpness: float
+
+
+QUICK = Care(settled=1e-3, steps=1, pairs=20, sharpness=30.0)
+"""For a point from which another solver goes on."""
+THOROUGH = Care(settled=1e-6, steps=10, pairs=60, sharpness=3.0)
+"""For the last word."""
+WORTHLESS = 1e-9  # a fall for which no step is worth its time
 
 
 class Trial(Protocol):
@@ -71,6 +91,28 @@ class Descent:
     status: Status
 
 
+def improvements(
+    objective: Objective,
+    x: Array,
+    *,
+    deadline: float = math.inf,
+    first: float = STAGES[0],
+    least: float = STAGES[-1],
+    care: Care = QUICK,
+) -> Iterator[Array]:
+    """Minimise from x through the stages from the weight `first` down to `least`: every better y, on the boundary."""
+    level = math.inf
+    pairs: list[Pair] = []
+    for stage in (stage for stage in STAGES if least <= stage <= first):
+        for trial in _minimise(objective, x, stage, care, pairs, deadline):
+            x = trial.x
+            if trial.level < level:
+                level = trial.level
+                yield objective.point(trial)
+            if time.monotonic() > deadline:
+                return
+
+
 def descend(
     objective: Objective,
     x: Array,
@@ -80,27 +122,19 @@ def descend(
     first: float = STAGES[0],
     least: float = STAGES[-1],
 ) -> Descent:
-    """Minimise from x through the stages from the weight `first` down to `least`.
+    """The last of the improvements.
 
     report(y), y on the boundary, is called after every improvement, and ends the descent where it returns False.
     """
     best: Array | None = None
-    level = math.inf
     status: Status = "inaccurate"
-    pairs: list[Pair] = []
     try:
-        for stage in (stage for stage in STAGES if least <= stage <= first):
-            power = min(max(30 / stage, POWERS[0]), POWERS[1])
-            for trial in _minimise(objective, x, stage / objective.neurons, power, SETTLED * stage, pairs, deadline):
-                x = trial.x
-                if trial.level < level:
-                    best, level = objective.point(trial), trial.level
-                    if not report(best):
-                        status = "interrupted"
-                if time.monotonic() > deadline:
-                    status = "time-limit"
-                if status != "inaccurate":
-                    return Descent(y=best, status=status)
+        for better in improvements(objective, x, deadline=deadline, first=first, least=least):
+            best = better
+            if not report(best):
+                return Descent(y=best, status="interrupted")
+        if time.monotonic() > deadline:
+            status = "time-limit"
     except KeyboardInterrupt:
         status = "interrupted"
     except (MemoryError, np.linalg.LinAlgError):
@@ -109,22 +143,20 @@ def descend(
 
 
 def _minimise(
-    objective: Objective,
-    x: Array,
-    weight: float,
-    power: float,
-    settled: float,
-    pairs: list[Pair],
-    deadline: float,
+    objective: Objective, x: Array, stage: float, care: Care, pairs: list[Pair], deadline: float
 ) -> Iterator[Trial]:
-    """Trials of falling value, from the one at x on, until a step falls by less than `settled`.
+    """Trials of falling value for the whole weight `stage`, from the one at x on, until hardly anything is gained.
 
     pairs: steps and changes of the gradient, which is read and added to.
     """
+    weight = stage / max(objective.neurons, 1)
+    power = min(max(care.sharpness / stage, POWERS[0]), POWERS[1])
     trial = objective.forward(x, weight, power)
     if trial is None:
         return
     gradient = objective.gradient(trial)
+    values = deque([trial.value], maxlen=care.steps + 1)
+    enough = care.steps * max(care.settled * stage, WORTHLESS)
     yield trial
     while True:
         direction = _direction(pairs, gradient)
@@ -142,11 +174,11 @@ def _minimise(
         curvature = float(step @ change)
         if curvature > 1e-12 * np.linalg.norm(step) * np.linalg.norm(change):
             pairs.append((step, change, curvature))
-            del pairs[:-PAIRS]
-        fall = trial.value - moved.value
+            del pairs[: -care.pairs]
         trial, gradient = moved, after
+        values.append(trial.value)
         yield trial
-        if fall < settled:
+        if len(values) > care.steps and values[0] - trial.value < enough:
             return
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +14,9 @@ import numpy as np
 from lipmodel.backends.native.blocks import BlockBarrier
 from lipmodel.backends.native.chain import SHARES, Array, Status, relative_gap, shift, widened_slopes
 from lipmodel.backends.native.core import single_thread
+from lipmodel.backends.native.descent import THOROUGH, improvements
 from lipmodel.backends.native.follower import Outcome, Progress
+from lipmodel.backends.native.graph import GraphRecursion, NotCovered
 from lipmodel.backends.native.launch import Launch, launched
 from lipmodel.backends.native.memory import memory_limit
 from lipmodel.backends.native.portfolio import solved_program
@@ -77,6 +81,66 @@ def _solve(
     memory: int,
     on_iterate: Callable[[Progress], bool | None] | None,
 ) -> Solution:
+    prepared = _prepared(program, deadline)
+    if isinstance(prepared, Solution):
+        return prepared
+    start, power, normal = prepared.start, prepared.start.units.power, prepared.normal
+
+    def report(best: Outcome) -> bool:
+        if on_iterate is None:
+            return True
+        if prepared.widened:
+            best = replace(best, lower=0.0)
+        value = float(start.barrier.cost @ best.y)
+        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, best.lower)]
+        if normal is not None:
+            both = [normal.objective(v) for v in both]
+        progress = Progress(
+            iteration=best.iterations,
+            value=both[0],
+            lower=both[1],
+            gap=relative_gap(best.lower, value, root=start.barrier.root),
+            elapsed=time.monotonic() - began,
+            solution=lambda: _restored(prepared, best),
+        )
+        return on_iterate(progress) is not False
+
+    outcome = solved_program(
+        start,
+        prepared.structure,
+        tol=tol,
+        deadline=deadline,
+        max_iterations=max_iterations,
+        memory=memory,
+        report=report,
+    )
+    if prepared.widened:
+        outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
+    try:
+        return _restored(prepared, outcome)
+    except KeyboardInterrupt:
+        return _restored(prepared, replace(outcome, status="interrupted"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Prepared:
+    """A program, what exact changes made of it, and where its solvers start.
+
+    whole: with the weight of its dual ball set to one, where there is `normal`; widened: whether slopes were. small,
+    structure: of the program that is solved.
+    """
+
+    program: Program
+    whole: Program
+    small: Pruned
+    start: Launch
+    structure: Structure | None
+    normal: _Normal | None
+    widened: bool
+
+
+def _prepared(program: Program, deadline: float) -> _Prepared | Solution:
+    """The solution itself where the network is constant, or no strictly feasible point was found."""
     normal = _normalised(program)
     whole = program if normal is None else normal.program
     structure = structure_of(whole)
@@ -89,36 +153,33 @@ def _solve(
     start = launched(reduced, known, deadline)
     if start is None:
         return _none("time-limit" if time.monotonic() > deadline else "failed")
-    power = start.units.power
-
-    def report(best: Outcome) -> bool:
-        if on_iterate is None:
-            return True
-        if widened:
-            best = replace(best, lower=0.0)
-        value = float(start.barrier.cost @ best.y)
-        both = [float(shift(np.array(start.objective(v)), power)) for v in (value, best.lower)]
-        if normal is not None:
-            both = [normal.objective(v) for v in both]
-        progress = Progress(
-            iteration=best.iterations,
-            value=both[0],
-            lower=both[1],
-            gap=relative_gap(best.lower, value, root=start.barrier.root),
-            elapsed=time.monotonic() - began,
-            solution=lambda: _restored(program, whole, small, start, best, normal),
-        )
-        return on_iterate(progress) is not False
-
-    outcome = solved_program(
-        start, known, tol=tol, deadline=deadline, max_iterations=max_iterations, memory=memory, report=report
+    return _Prepared(
+        program=program, whole=whole, small=small, start=start, structure=known, normal=normal, widened=widened
     )
-    if widened:
-        outcome = replace(outcome, lower=0.0, status="inaccurate" if outcome.status == "optimal" else outcome.status)
-    try:
-        return _restored(program, whole, small, start, outcome, normal)
-    except KeyboardInterrupt:
-        return _restored(program, whole, small, start, replace(outcome, status="interrupted"), normal)
+
+
+def program_descent(program: Program) -> Iterator[Solution]:
+    """The closed form of the start, then ever better points by descent alone, on the boundary of the feasible set."""
+    prepared = _prepared(program, math.inf)
+    if isinstance(prepared, Solution):
+        if prepared.y is not None:
+            yield prepared
+        return
+    points: Iterator[Array] = iter(())
+    if prepared.structure is not None:
+        with contextlib.suppress(NotCovered):
+            objective = GraphRecursion(prepared.start, prepared.structure)
+            x = objective.variables(prepared.start.y)
+            points = points if x is None else improvements(objective, x, care=THOROUGH)
+    for y in itertools.chain([prepared.start.y], points):
+        found = _unscaled(prepared, y)
+        yield _solution(program, found, 0.0, "inaccurate", 0, prepared.normal)
+
+
+def _unscaled(prepared: _Prepared, y: Array) -> Array:
+    """The unknowns of the whole program from those of the barrier."""
+    start = prepared.start
+    return embedded(prepared.whole, prepared.small, shift(start.point(y), start.units.unknowns))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,24 +292,17 @@ def _reduced(program: Program) -> Program:
 # Back to the original numbers
 
 
-def _restored(
-    program: Program,
-    whole: Program,
-    small: Pruned,
-    start: Launch,
-    outcome: Outcome,
-    normal: _Normal | None,
-) -> Solution:
+def _restored(prepared: _Prepared, outcome: Outcome) -> Solution:
     """The outcome in the original units, moved towards the start as little as makes it feasible there."""
+    start = prepared.start
     lower = float(shift(np.array(start.objective(outcome.lower)), start.units.power))
     status: Status = outcome.status
     for share in SHARES:
         if share > 1e-7:
             status = "inaccurate" if status == "optimal" else status
-        point = start.point((1 - share) * outcome.y + share * start.y)
-        y = embedded(whole, small, shift(point, start.units.unknowns))
-        if feasible(whole, y):
-            return _solution(program, y, lower, status, outcome.iterations, normal)
+        y = _unscaled(prepared, (1 - share) * outcome.y + share * start.y)
+        if feasible(prepared.whole, y):
+            return _solution(prepared.program, y, lower, status, outcome.iterations, prepared.normal)
     return replace(_none("inaccurate"), lower=lower, iterations=outcome.iterations)
 
 
