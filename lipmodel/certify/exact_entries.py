@@ -18,7 +18,7 @@ from flint import fmpz_mat
 
 from lipmodel.network.conv import Conv
 from lipmodel.network.exact import ExactMatrix, dyadic_exponent, integers
-from lipmodel.network.linear import Composition, Sum
+from lipmodel.network.linear import Composition, Sum, Transposed
 from lipmodel.ranges.conv_norms import conv_entry_norms
 from lipmodel.ranges.enclosure import MatrixEnclosure
 from lipmodel.ranges.norms import EntryNorms, Matrix, root_up
@@ -55,15 +55,17 @@ class ExactEntries:
         return self.mid * factor, None if self.rad is None else self.rad * factor
 
 
-def exact_entries(matrix: Matrix) -> ExactEntries:
-    """The entries of a map or an enclosed matrix."""
+def exact_entries(matrix: Matrix | ExactEntries) -> ExactEntries:
+    """The entries of a map or an enclosed matrix (entries are returned as they are)."""
+    if isinstance(matrix, ExactEntries):
+        return matrix
     if isinstance(matrix, Composition):
         if matrix.shape[0] < matrix.shape[1] and _is_exact(matrix):  # few rows stay few
             return reduce(_before, matrix.factors[1:], exact_entries(matrix.factors[0]))
         last = exact_entries(matrix.factors[-1])
-        return reduce(lambda right, left: _product(exact_entries(left), right), matrix.factors[-2::-1], last)
+        return reduce(lambda right, left: product(exact_entries(left), right), matrix.factors[-2::-1], last)
     if isinstance(matrix, Sum):
-        return reduce(_sum, (exact_entries(term) for term in matrix.terms))
+        return reduce(added, (exact_entries(term) for term in matrix.terms))
     enclosure = matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure()
     return _stored(enclosure.center, enclosure.radius)
 
@@ -79,8 +81,8 @@ def _before(left: ExactEntries, matrix: Matrix) -> ExactEntries:
     if isinstance(matrix, Composition):
         return reduce(_before, matrix.factors, left)
     if isinstance(matrix, Sum):
-        return reduce(_sum, (_before(left, term) for term in matrix.terms))
-    return _product(left, exact_entries(matrix))
+        return reduce(added, (_before(left, term) for term in matrix.terms))
+    return product(left, exact_entries(matrix))
 
 
 def exact_matrix(matrix: Matrix) -> ExactMatrix:
@@ -92,6 +94,8 @@ def exact_entry_norms(matrix: Matrix) -> EntryNorms:
     """The entry norms of a map or an enclosed matrix: sums in integers, square roots rounded up at 80 bits."""
     if isinstance(matrix, Conv):
         return conv_entry_norms(matrix)
+    if isinstance(matrix, Transposed):
+        return exact_entry_norms(matrix.map).transposed()
     entries = exact_entries(matrix)
     size = entries.magnitude()
     kept = np.flatnonzero(size)
@@ -174,7 +178,8 @@ def _collected(
     return ExactEntries(shape=shape, exponent=exponent, rows=rows, cols=cols, mid=mid, rad=rad)
 
 
-def _sum(a: ExactEntries, b: ExactEntries) -> ExactEntries:
+def added(a: ExactEntries, b: ExactEntries) -> ExactEntries:
+    """A + B."""
     exponent = max(a.exponent, b.exponent)
     (a_mid, a_rad), (b_mid, b_rad) = a.shifted(exponent), b.shifted(exponent)
     rad = None
@@ -186,7 +191,7 @@ def _sum(a: ExactEntries, b: ExactEntries) -> ExactEntries:
     return _collected(a.shape, exponent, rows, cols, np.concatenate([a_mid, b_mid]), rad)
 
 
-def _product(a: ExactEntries, b: ExactEntries) -> ExactEntries:
+def product(a: ExactEntries, b: ExactEntries) -> ExactEntries:
     """A B in integers: |error| <= |A| rad_B + rad_A (|B| + rad_B)."""
     (m, k), n = a.shape, b.shape[1]
     first = np.searchsorted(b.rows, np.arange(k + 1))

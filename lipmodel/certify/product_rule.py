@@ -231,7 +231,7 @@ def _form_bounds(
     for j in order:
         norms = of(blocks[j])
         each.append({r: min(times(b, rational(norms(s, r))) for s, b in reached[j].items()) for r in wanted})
-    plan = _plan([blocks[j] for j in order])
+    plan = plan_of([written_rows(blocks[j]) for j in order])
     return {r: round_up(plan([bounds[r] for bounds in each], r)) for r in wanted}
 
 
@@ -241,16 +241,17 @@ Plan = Callable[[Sequence[Bound], Norm], Bound]
 """From the bounds of all blocks in one norm to a bound of their sum."""
 
 
-def _plan(maps: Sequence[LinearMap]) -> Plan:
+def plan_of(written: Sequence[Array]) -> Plan:
     """How the blocks of a form combine: disjoint rows by the norm itself, overlapping ones by the triangle inequality.
 
-    The decision depends on where the maps write, never on a norm, so that both sides of a certificate decide alike.
+    written: the `written_rows` of every block. The decision depends on where the maps write, never on a norm, so that
+    both sides of a certificate decide alike.
     """
-    if len(maps) <= 1:
-        return _summed([_single(k) for k in range(len(maps))])
-    rows = sp.csr_array(np.array([_written_rows(map) for map in maps]), dtype=np.int64)
+    if len(written) <= 1:
+        return _summed([_single(k) for k in range(len(written))])
+    rows = sp.csr_array(np.array(written), dtype=np.int64)
     overlap = (rows @ rows.T).toarray() > 0
-    return _arranged(np.arange(len(maps)), overlap)
+    return _arranged(np.arange(len(written)), overlap)
 
 
 def _arranged(members: Array, overlap: Array) -> Plan:
@@ -296,13 +297,13 @@ def _joined(parts: list[Plan]) -> Plan:
     return joined
 
 
-def _written_rows(map: LinearMap) -> Array:
+def written_rows(map: LinearMap) -> Array:
     """A superset of the outputs that are not identically zero, shape (m,), bool; read off, never computed."""
     if isinstance(map, Composition):
-        first = _written_rows(map.factors[0])
-        return first & _written_rows(map.factors[1]) if isinstance(map.factors[0], Diagonal) else first
+        first = written_rows(map.factors[0])
+        return first & written_rows(map.factors[1]) if isinstance(map.factors[0], Diagonal) else first
     if isinstance(map, Sum):
-        return np.asarray(np.any([_written_rows(term) for term in map.terms], axis=0))
+        return np.asarray(np.any([written_rows(term) for term in map.terms], axis=0))
     if isinstance(map, Selection):
         return np.asarray(map.index >= 0)
     if isinstance(map, Dense) and map.radius is None:
@@ -321,8 +322,8 @@ def exact_norms(claims: Sequence[str | float], *, spectral_limit: int = 2500) ->
     """Norms in exact arithmetic: sums in integers, spectral norms claimed by a certificate and checked one by one.
 
     claims: floats or hexadecimal strings, in the order of use; inf claims nothing. A claim is accepted if the entry
-    norms imply it or `kernel.spectral_norm_at_most` decides it (min(m, n) at most `spectral_limit`); otherwise the
-    evaluator raises Refuted, as it does when the claims are too few or not numbers.
+    norms imply it, the symbols of convolutions do or `kernel.spectral_norm_at_most` decides it (min(m, n) at most
+    `spectral_limit`); otherwise the evaluator raises Refuted, as it does when claims are too few or not numbers.
     """
     from lipmodel.certify.exact_entries import exact_entry_norms, exact_matrix
 
@@ -339,10 +340,14 @@ def exact_norms(claims: Sequence[str | float], *, spectral_limit: int = 2500) ->
         cheap = min(norms.frobenius, root_up(times(norms.max_column_sum, norms.max_row_sum)))
         if Fraction(t) >= cheap or accepted.get((id(matrix), t)):
             return Fraction(t)
-        if min(matrix.shape) > spectral_limit:
-            raise Refuted(f"a spectral norm of a matrix of shape {matrix.shape} is claimed, too large to be checked")
+        from lipmodel.certify.conv_norms import structured_norm_at_most
         from lipmodel.certify.kernel import spectral_norm_at_most
 
+        if structured_norm_at_most(matrix, Fraction(t)):
+            accepted[id(matrix), t] = True
+            return Fraction(t)
+        if min(matrix.shape) > spectral_limit:
+            raise Refuted(f"a spectral norm of a matrix of shape {matrix.shape} is claimed, too large to be checked")
         if not spectral_norm_at_most(exact_matrix(matrix).block(), t):
             raise Refuted(f"the spectral norm of a matrix of shape {matrix.shape} is not proved to be at most {t!r}")
         accepted[id(matrix), t] = True

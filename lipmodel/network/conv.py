@@ -6,7 +6,7 @@ Both act on flat vectors that are (batch, channels, n_1, ..., n_d) tensors in C 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
 from math import prod
@@ -105,6 +105,9 @@ class Conv(LinearMap):
             return sp.csr_array(sp.coo_array((values.ravel()[which], (rows, columns)), shape=self.shape))
 
         return MatrixEnclosure(center=csr(self.kernel), radius=None if self.radius is None else csr(self.radius))
+
+    def modulus(self) -> LinearMap:
+        return replace(self, kernel=np.abs(self.kernel))
 
     @property
     def _spatial(self) -> tuple[int, ...]:
@@ -220,6 +223,9 @@ class Pool(LinearMap):
         return MatrixEnclosure(
             center=csr(inverse.values), radius=None if inverse.radius is None else csr(inverse.radius)
         )
+
+    def modulus(self) -> LinearMap:
+        return self
 
     def _counts(self) -> Array:
         return np.broadcast_to(self.count, self.output_shape).ravel()

@@ -8,7 +8,7 @@ enclosed with a proved error. Convolution and pooling are in `conv.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -67,6 +67,10 @@ class LinearMap:
         """M other, in exact arithmetic."""
         return self.exact() @ other
 
+    def modulus(self) -> LinearMap:
+        """The entrywise moduli; stored maps, scalings and selections keep their structure, others are expanded."""
+        return Absolute(map=self)
+
     def __matmul__(self, other: LinearMap) -> LinearMap:
         if not isinstance(other, LinearMap):
             return NotImplemented  # a linear form on the right knows what to do
@@ -99,6 +103,9 @@ class Dense(LinearMap):
     def __neg__(self) -> LinearMap:
         return Dense(weights=-self.weights, radius=self.radius)
 
+    def modulus(self) -> LinearMap:
+        return Dense(weights=np.abs(self.weights), radius=self.radius)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sparse(LinearMap):
@@ -121,6 +128,10 @@ class Sparse(LinearMap):
     def enclosure(self) -> MatrixEnclosure:
         radius = None if self.radius is None else _view(self.radius)
         return MatrixEnclosure(center=_view(self.weights), radius=radius)
+
+    def modulus(self) -> LinearMap:
+        csr = _view(self.weights)
+        return Sparse(weights=abs(csr), radius=self.radius) if csr.has_canonical_format else Absolute(map=self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,6 +178,9 @@ class Selection(LinearMap):
 
         radius = None if other.radius is None else gather(other.radius)
         return ExactMatrix(mantissa=gather(other.mantissa), exponent=other.exponent, radius=radius)
+
+    def modulus(self) -> LinearMap:
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -219,6 +233,9 @@ class Diagonal(LinearMap):
             radius = extra if radius is None else radius + extra
         return ExactMatrix(mantissa=rows(factors, other.mantissa), exponent=exponent + other.exponent, radius=radius)
 
+    def modulus(self) -> LinearMap:
+        return Diagonal(values=np.abs(self.values), radius=self.radius)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Transposed(LinearMap):
@@ -240,6 +257,9 @@ class Transposed(LinearMap):
 
     def rmatvec(self, y: Array) -> Array:
         return self.map.matvec(y)
+
+    def modulus(self) -> LinearMap:
+        return Transposed(map=self.map.modulus())
 
     def enclosure(self) -> MatrixEnclosure:
         e = self.map.enclosure()
@@ -288,6 +308,14 @@ class Composition(LinearMap):
     def apply_exact(self, other: ExactMatrix) -> ExactMatrix:
         return reduce(lambda right, left: left.apply_exact(right), self.factors[::-1], other)
 
+    def modulus(self) -> LinearMap:
+        first, last = self.factors[0], self.factors[-1]
+        if isinstance(first, Selection | Diagonal):  # every row of the product is a multiple of one row
+            return compose(first.modulus(), reduce(compose, self.factors[1:]).modulus())
+        if isinstance(last, Diagonal):
+            return compose(reduce(compose, self.factors[:-1]).modulus(), last.modulus())
+        return Absolute(map=self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sum(LinearMap):
@@ -322,6 +350,29 @@ class Sum(LinearMap):
 
     def exact(self) -> ExactMatrix:
         return reduce(lambda a, b: a + b, (t.exact() for t in self.terms))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Absolute(LinearMap):
+    """The entrywise moduli of a map, which is expanded once, when that is asked for; made by `LinearMap.modulus`."""
+
+    map: LinearMap
+    _expanded: list[MatrixEnclosure] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.map.shape
+
+    def enclosure(self) -> MatrixEnclosure:
+        if not self._expanded:
+            from lipmodel.ranges.norms import canonical
+
+            e = canonical(self.map.enclosure())
+            self._expanded.append(MatrixEnclosure(center=abs(e.center), radius=e.radius))
+        return self._expanded[0]
+
+    def modulus(self) -> LinearMap:
+        return self
 
 
 def _require_binary64(*arrays: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from lipmodel.network.conv import Conv
-from lipmodel.network.linear import Composition, LinearMap, Sum
+from lipmodel.network.linear import Composition, LinearMap, Sum, Transposed
 from lipmodel.ranges.enclosure import INFLATE, TINY, MatrixEnclosure, gamma
 from lipmodel.spec import NORMS, Norm, as_norm
 
@@ -31,7 +31,7 @@ Bound = Fraction | float
 EXPANSION_LIMIT = 5_000_000
 """Entries above which a composition or a sum is bounded part by part instead of being expanded."""
 SPECTRAL_LIMIT = 2000
-"""The smaller dimension above which no spectral norm is proved."""
+"""The smaller dimension above which no spectral norm is proved from the matrix; convolutions need no matrix."""
 CLAIM_MARGIN = 2.0**-41
 """A relative margin that lets `kernel.spectral_norm_at_most` decide a claim (small matrices need about 3e-14)."""
 _BLOCK = 256
@@ -126,6 +126,18 @@ class EntryNorms:
         """Every number equal to `value`: zero matrices, and matrices about which nothing is known."""
         return cls(**{field.name: value for field in fields(cls)})
 
+    def transposed(self) -> EntryNorms:
+        """The entry norms of the transpose."""
+        return replace(
+            self,
+            max_column_sum=self.max_row_sum,
+            max_row_sum=self.max_column_sum,
+            max_column_2=self.max_row_2,
+            max_row_2=self.max_column_2,
+            row_sums_2=self.column_sums_2,
+            column_sums_2=self.row_sums_2,
+        )
+
 
 def entry_norms(matrix: Matrix) -> EntryNorms:
     """The entry norms of a map or an enclosed matrix, from floating-point sums with the rounding accounted for.
@@ -137,7 +149,9 @@ def entry_norms(matrix: Matrix) -> EntryNorms:
         from lipmodel.ranges.conv_norms import conv_entry_norms
 
         return conv_entry_norms(matrix)
-    enclosure = _canonical(matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure())
+    if isinstance(matrix, Transposed):
+        return entry_norms(matrix.map).transposed()
+    enclosure = canonical(matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure())
     if 0 in enclosure.shape:
         return EntryNorms.constant(Fraction(0))
     size, k = abs(enclosure.center), 0
@@ -198,7 +212,7 @@ def _is_sparse(a: Any) -> bool:
     return bool(sp.issparse(a))
 
 
-def _canonical(enclosure: MatrixEnclosure) -> MatrixEnclosure:
+def canonical(enclosure: MatrixEnclosure) -> MatrixEnclosure:
     """The same enclosure in CSR form without repeated entries (whose sum may round)."""
     if not enclosure.is_sparse:
         return enclosure
@@ -366,8 +380,10 @@ class MapNorms:
         self._two: Bound | None = None
         self._parts: tuple[MapNorms, ...] = ()
         self._bounds: dict[tuple[Norm, Norm], Bound] = {}
-        if isinstance(matrix, Composition | Sum) and _expansion(matrix) > EXPANSION_LIMIT:
-            parts = matrix.factors if isinstance(matrix, Composition) else matrix.terms
+        if isinstance(matrix, Composition | Sum) and expansion(matrix) > EXPANSION_LIMIT:
+            from lipmodel.ranges.conv_symbol import folded_factors
+
+            parts = matrix.terms if isinstance(matrix, Sum) else folded_factors(matrix) or matrix.factors
             self._parts = tuple(evaluator.of(part) for part in parts)
 
     def __call__(self, p: Norm, q: Norm) -> Bound:
@@ -400,14 +416,14 @@ def _best(reached: dict[Norm, Bound], part: MapNorms, q: Norm) -> Bound:
     return round_up(min(times(bound, part(r, q)) for r, bound in reached.items()))
 
 
-def _expansion(matrix: Matrix) -> int:
+def expansion(matrix: Matrix) -> int:
     """Predicted number of entries of the largest matrix that appears when a map is expanded."""
     if isinstance(matrix, Composition):
         last = len(matrix.factors) - 1
         partial = [Composition(factors=matrix.factors[k:]).entries for k in range(last)]
-        return max(partial + [_expansion(f) for f in matrix.factors])
+        return max(partial + [expansion(f) for f in matrix.factors])
     if isinstance(matrix, Sum):
-        return max([matrix.entries] + [_expansion(t) for t in matrix.terms])
+        return max([matrix.entries] + [expansion(t) for t in matrix.terms])
     return 0 if isinstance(matrix, MatrixEnclosure) else matrix.entries
 
 
@@ -430,25 +446,27 @@ def float_norms(*, spectral_limit: int = SPECTRAL_LIMIT, margin: float = 0.0) ->
 
 
 def _spectral(matrix: Matrix, limit: int) -> Bound:
-    if min(matrix.shape) > limit:
-        return math.inf
     from lipmodel.certify.rigor import spectral_norm_upper
+    from lipmodel.ranges.conv_spectral import structured_norm
 
-    enclosure = _canonical(matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure())
+    structured = math.inf if isinstance(matrix, MatrixEnclosure) else structured_norm(matrix)
+    if min(matrix.shape) > limit:
+        return structured
+    enclosure = canonical(matrix if isinstance(matrix, MatrixEnclosure) else matrix.enclosure())
     if enclosure.is_sparse and matrix.shape[0] * matrix.shape[1] <= max(1_000_000, 8 * enclosure.center.nnz):
         enclosure = enclosure.dense()  # whose products are cut into short sums: a tighter proof
     value = spectral_norm_upper(enclosure, limit=limit)
-    return math.inf if value is None else rational(value)
+    return structured if value is None else min(structured, rational(value))
 
 
 def induced_norm(matrix: Matrix, p: Any, q: Any, *, spectral_limit: int = SPECTRAL_LIMIT) -> float:
     """A proved upper bound of ||M||_{p->q}, M of shape (m, n), rounded up; inf for a matrix that is not finite.
 
     Tight to a few roundings for 1->q, p->inf and matrices of one row or column; for 2->2 as tight as the proof of the
-    spectral norm, which is tried up to min(m, n) = `spectral_limit`, else sqrt(||M||_{1->1} ||M||_{inf->inf}) or the
-    Frobenius norm. The NP-hard inf->1, inf->2 and 2->1 are bounded by sums of moduli and by multiples of the spectral
-    norm. Compositions and sums too large to expand are bounded by their factors and terms. Raises UsageError for an
-    unknown norm.
+    spectral norm, which is tried up to min(m, n) = `spectral_limit`, and by frequencies for convolutions of every size;
+    else sqrt(||M||_{1->1} ||M||_{inf->inf}) or the Frobenius norm. The NP-hard inf->1, inf->2 and 2->1 are bounded by
+    sums of moduli and by multiples of the spectral norm. Compositions and sums too large to expand are bounded by their
+    factors and terms. Raises UsageError for an unknown norm.
 
     Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), section 6.2; Rump, BIT 46 (2006) 433.
     """
