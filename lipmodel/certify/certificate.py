@@ -5,6 +5,7 @@
     proof = {rule: "lmi", norms, t, g, s, bound}                    multipliers of the quadratic-constraint inequality
           | {rule: "product", norms, spectral, bound}               the product rule; claimed spectral norms as hints
           | {rule: "masked-product", ...}   the same on a box or ball, neurons that are affine there left where they are
+          | {rule: ..., norms, ..., bound}                          others, each read by its own module, see `rules.py`
           | {rule: "largest", members: [{row, column, proof}], bound}   one proof per output row and/or input column
 
 Floats are hexadecimal, so that they read back exactly. Unknown keys, unknown rules, duplicate keys and non-finite
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +139,9 @@ def parse(text: str | bytes) -> Any:
     """JSON, with duplicate keys, NaN and infinities refused. Raises Refuted."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [k for k, _ in items]
-        repeated = {k for k in keys if keys.count(k) > 1}
-        if repeated:
-            raise Refuted(f"the certificate names {sorted(repeated)[0]!r} twice")
+        counts = Counter(k for k, _ in items)
+        if len(counts) < len(items):
+            raise Refuted(f"the certificate names {min(k for k, n in counts.items() if n > 1)!r} twice")
         return dict(items)
 
     def constant(name: str) -> Any:

@@ -71,6 +71,8 @@ def extract(model: Model, system: IncrementSystem, values: Mapping[Variable, Arr
     for form in model.matrix_constraints:
         for term in form.terms:
             rule = term.rule
+            if rule is not None and rule.kind in ("pair", "pair-cone"):
+                continue  # proved by a rule of their own, or left out
             if rule is None or not isinstance(term, Factored):
                 own.append(term)
                 continue

@@ -17,7 +17,7 @@ from lipmodel.certify.lmi import Multipliers
 from lipmodel.errors import Refuted
 from lipmodel.families import Member, restricted
 from lipmodel.network.increments import IncrementSystem
-from lipmodel.spec import Norm, as_norm
+from lipmodel.spec import Domain, Norm, as_norm
 
 if TYPE_CHECKING:
     from lipmodel.certify.source import Source
@@ -28,7 +28,7 @@ class Subject:
     """What a proof is about: L_{p->q} of an increment system, all of a network's or that of a row and/or column.
 
     source: where its exact matrices come from; masked: the system with neurons left in that are affine on the domain;
-    terms: inequalities that are assumed, as a certificate lists them.
+    domain: the one that the claim is about; terms: inequalities that are assumed, as a certificate lists them.
     """
 
     system: IncrementSystem
@@ -36,6 +36,7 @@ class Subject:
     q: Norm
     source: Source
     masked: IncrementSystem | None = None
+    domain: Domain | None = None
     terms: tuple[Any, ...] = ()
     row: int | None = None
     column: int | None = None
@@ -51,9 +52,36 @@ Rule = Callable[[Subject, dict[str, Any]], float]
 
 def lmi(subject: Subject, proof: dict[str, Any]) -> float:
     """Multipliers of the quadratic-constraint inequality, with the assumed terms added where there are some."""
-    system = subject.system
     expect_keys(proof, {"rule", "norms", "t", "g", "s", "bound"}, "proof")
     pair = _pair(subject, proof["norms"])
+    multipliers = _multipliers(subject.system, proof)
+    bound = read_float(proof["bound"], "proof.bound")
+    exact = subject.source.exact(subject.system, subject.row, subject.column)
+    if subject.terms:
+        from lipmodel.certify.assumed import check_assuming
+
+        check_assuming(exact, multipliers, *pair, bound, list(subject.terms))
+    else:
+        check_lmi(exact, multipliers, *pair, bound)
+    return bound
+
+
+def lmi_pairs(subject: Subject, proof: dict[str, Any]) -> float:
+    """Multipliers of the inequality with terms that couple two neurons."""
+    from lipmodel.certify.pairs import check_coupled, read_couplings
+
+    expect_keys(proof, {"rule", "norms", "t", "g", "s", "couplings", "bound"}, "proof")
+    pair = _pair(subject, proof["norms"])
+    multipliers = _multipliers(subject.system, proof)
+    couplings = read_couplings(proof["couplings"], "proof.couplings")
+    bound = read_float(proof["bound"], "proof.bound")
+    exact = subject.source.exact(subject.system, subject.row, subject.column)
+    check_coupled(exact, multipliers, couplings, *pair, bound)
+    return bound
+
+
+def _multipliers(system: IncrementSystem, proof: dict[str, Any]) -> Multipliers:
+    """The multipliers of a proof. Raises Refuted."""
     if not isinstance(proof["t"], list) or len(proof["t"]) != len(system.activations):
         raise Refuted(f"proof.t: expected one list for each of the {len(system.activations)} activations")
     t = tuple(
@@ -62,15 +90,7 @@ def lmi(subject: Subject, proof: dict[str, Any]) -> float:
     )
     g = read_vector(proof["g"], "proof.g", system.input.size)
     s = read_vector(proof["s"], "proof.s", system.output.size)
-    bound = read_float(proof["bound"], "proof.bound")
-    exact = subject.source.exact(system, subject.row, subject.column)
-    if subject.terms:
-        from lipmodel.certify.assumed import check_assuming
-
-        check_assuming(exact, Multipliers(t=t, g=g, s=s), *pair, bound, list(subject.terms))
-    else:
-        check_lmi(exact, Multipliers(t=t, g=g, s=s), *pair, bound)
-    return bound
+    return Multipliers(t=t, g=g, s=s)
 
 
 def product(subject: Subject, proof: dict[str, Any], *, masked: bool = False) -> float:
@@ -79,9 +99,7 @@ def product(subject: Subject, proof: dict[str, Any], *, masked: bool = False) ->
 
     expect_keys(proof, {"rule", "norms", "spectral", "bound"}, "proof")
     pair = _pair(subject, proof["norms"])
-    if not isinstance(proof["spectral"], list):
-        raise Refuted("proof.spectral: expected a list of hexadecimal floats")
-    claims = [math.inf if v == "inf" else read_float(v, "proof.spectral") for v in proof["spectral"]]
+    claims = _claims(proof["spectral"])
     bound = read_float(proof["bound"], "proof.bound")
     subject.source.compare(subject.system, subject.row, subject.column, masked=masked)
     check_product(product_system(subject.system), *pair, bound, claims)
@@ -93,6 +111,69 @@ def masked_product(subject: Subject, proof: dict[str, Any]) -> float:
     if subject.masked is None:
         raise Refuted("proof: masked-product proves nothing on the whole space")
     return product(replace(subject, system=subject.masked), proof, masked=True)
+
+
+def metric_chain(subject: Subject, proof: dict[str, Any]) -> float:
+    """Quadratic metrics between the layers of a chain, and every factor between two of them maximised over slopes."""
+    from lipmodel.certify.metric_chain import read_and_check
+
+    if _pair(subject, proof.get("norms")) != ("2", "2"):
+        raise Refuted("proof: a chain of metrics is about the norms 2:2")
+    return read_and_check(subject, proof)
+
+
+def fourier_lmi(subject: Subject, proof: dict[str, Any]) -> float:
+    """Translation-invariant multipliers of a convolutional network, decided at every frequency."""
+    from lipmodel.certify.fourier import check_fourier, read_fourier
+
+    pair = _pair(subject, proof.get("norms"))
+    if pair[0] != "2":
+        raise Refuted("proof: fourier-lmi is about the input norm 2")
+    period, slots, multipliers, bound = read_fourier(proof)
+    subject.source.compare(subject.system, subject.row, subject.column)
+    check_fourier(subject.system, period, slots, multipliers, pair[1], bound)
+    return bound
+
+
+def by_norms(subject: Subject, proof: dict[str, Any]) -> float:
+    """A recursion over norms or moduli of products of layers, computed again in integers; claimed spectral norms."""
+    from lipmodel.certify.norm_rules import NORM_RULES, check_norm_rule, read_choices
+
+    rule = proof["rule"]
+    expect_keys(proof, {"rule", "norms", "spectral", "bound", *NORM_RULES[rule].choices}, "proof")
+    pair = _pair(subject, proof["norms"])
+    choices = read_choices(rule, subject.system, proof)
+    claims = _claims(proof["spectral"])
+    bound = read_float(proof["bound"], "proof.bound")
+    subject.source.compare(subject.system, subject.row, subject.column)
+    check_norm_rule(rule, subject.system, pair, choices, bound, claims)
+    return bound
+
+
+def by_polynomial(subject: Subject, proof: dict[str, Any]) -> float:
+    """An identity of the polynomial of the gradient, which is made again from the exact matrices."""
+    from lipmodel.certify.polynomials import decide, gradient_program
+
+    pair = _pair(subject, proof.get("norms"))
+    if any(a.groups is not None for a in subject.system.activations):
+        raise Refuted("proof: activations that act on vectors have no gradient polynomial")
+    exact = subject.source.exact(subject.system, subject.row, subject.column)
+    return decide(gradient_program(exact, *pair), {key: value for key, value in proof.items() if key != "norms"})
+
+
+def reachable(subject: Subject, proof: dict[str, Any]) -> float:
+    """A sum of squares for the polynomial of the gradient where the slopes are those that inputs of the domain have."""
+    from lipmodel.certify.reachable import check_reachable
+
+    return check_reachable(subject, _pair(subject, proof.get("norms")), proof)
+
+
+def signs(subject: Subject, proof: dict[str, Any]) -> float:
+    """A sum of squares, and triangle inequalities, for a polynomial in signs."""
+    from lipmodel.certify.signs import check_signs
+
+    pair = _pair(subject, proof.get("norms"))
+    return check_signs(subject.source.exact(subject.system, subject.row, subject.column), pair, proof)
 
 
 def largest(subject: Subject, proof: dict[str, Any]) -> float:
@@ -116,12 +197,29 @@ def largest(subject: Subject, proof: dict[str, Any]) -> float:
     return bound
 
 
-MEMBER_RULES: Mapping[str, Rule] = {"lmi": lmi, "product": product}
+MEMBER_RULES: Mapping[str, Rule] = {
+    "lmi": lmi,
+    "fourier-lmi": fourier_lmi,
+    "lmi-pairs": lmi_pairs,
+    "metric-chain": metric_chain,
+    "product": product,
+    "reachable": reachable,
+    "signs": signs,
+    **dict.fromkeys(("liplt", "k3", "k4", "path-norm"), by_norms),
+    **dict.fromkeys(("krivine", "sos", "elimination"), by_polynomial),
+}
 """Rules that may prove the bound of one row and/or column."""
 RULES: Mapping[str, Rule] = {**MEMBER_RULES, "masked-product": masked_product, "largest": largest}
 """All rules, by the names that certificates use. A rule that is not here is refused."""
 ASSUMING: Mapping[str, Rule] = {"lmi": lmi}
 """Rules that may use assumed inequalities."""
+
+
+def _claims(data: Any) -> list[float]:
+    """Claimed spectral norms; "inf" claims nothing."""
+    if not isinstance(data, list):
+        raise Refuted("proof.spectral: expected a list of hexadecimal floats")
+    return [math.inf if v == "inf" else read_float(v, "proof.spectral") for v in data]
 
 
 def _pair(subject: Subject, norms: Any) -> tuple[Norm, Norm]:

@@ -92,6 +92,16 @@ class Source:
             _compare({at[s]: m for s, m in a.pre.blocks.items()}, part.pre[k], f"the weights before {a.name!r}")
         _compare({at[s]: m for s, m in system.output.blocks.items()}, part.output, "the weights of the output")
 
+    def entries(self, system: IncrementSystem) -> Mapping[str, Array | None]:
+        """Which entries of its node every activation of a system has, by name: as read, or as the importer says."""
+        found = {a.name: a.index for a in system.activations}
+        if self.plain is not None:
+            for name, entries in _kept(self.plain, system).items():
+                own = found[name]
+                if own is not None and not np.array_equal(own, entries):
+                    raise disagree(f"the neurons of activation {name!r}")
+        return found
+
     def _give_up(self, reason: Exception) -> None:
         self.plain, self.masked, self.why = None, None, _said(reason)
 
@@ -102,15 +112,8 @@ class Source:
             return None
         row = row if own.outputs > 1 else None
         column = column if own.inputs > 1 else None
-        free = {name: own.free[k] for k, name in matched(own.tape, [a.name for a in system.activations]).items()}
         try:
-            kept = {}
-            for a in system.activations:
-                entries = free.get(a.name, np.zeros(0, dtype=np.int64))
-                living = system.living.get(a.name, np.arange(a.size))
-                if a.name in free and (len(living) != a.size or living.max(initial=-1) >= len(entries)):
-                    raise Mismatch(f"its activation {a.name!r} has {len(entries)} neurons")
-                kept[a.name] = entries[living] if a.name in free else entries
+            kept = _kept(own, system)
             part = own.part([a.name for a in system.activations], kept, row=row, column=column)
         except Mismatch as found:
             shape = ", ".join(f"{a.name} with {a.size} neurons" for a in system.activations[:20])
@@ -124,6 +127,19 @@ class Source:
                 f"{system.input.size} inputs and {system.output.size} outputs, or {part.sizes[0]} and {outputs}"
             )
         return part
+
+
+def _kept(own: Increments, system: IncrementSystem) -> dict[str, Array]:
+    """Which entries of its node every activation of a system has. Raises Mismatch."""
+    free = {name: own.free[k] for k, name in matched(own.tape, [a.name for a in system.activations]).items()}
+    kept = {}
+    for a in system.activations:
+        entries = free.get(a.name, np.zeros(0, dtype=np.int64))
+        living = system.living.get(a.name, np.arange(a.size))
+        if a.name in free and (len(living) != a.size or living.max(initial=-1) >= len(entries)):
+            raise Mismatch(f"its activation {a.name!r} has {len(entries)} neurons")
+        kept[a.name] = entries[living] if a.name in free else entries
+    return kept
 
 
 def source_of(network: Network, spec: Spec, ranges: Mapping[str, Any] | None = None) -> Source:
@@ -168,6 +184,11 @@ def _said(reason: Exception) -> str:
 
 
 def _reading(network: Network, spec: Spec) -> Reading:
+    return read_again(network, _rows(spec.outputs, network.output_size))
+
+
+def read_again(network: Network, rows: Sequence[dict[int, int]] | None = None) -> Reading:
+    """The independent reader's view of a network; rows: combinations of outputs. Raises Unreadable, OSError."""
     from lipmodel.certify.reader import read
 
     named, content = network.source, network.model
@@ -175,7 +196,6 @@ def _reading(network: Network, spec: Spec) -> Reading:
         content = Path(named.path).read_bytes()
     if content is None:
         raise Unreadable("no file")
-    rows = _rows(spec.outputs, network.output_size)
     folder = None if named.path is None else Path(named.path).parent
     chosen = {"graph_input": named.graph_input, "graph_output": named.graph_output}
     return read(content, named.sha256, folder=folder, rows=rows, **chosen)

@@ -15,7 +15,8 @@ from lipmodel.spec import parse_outputs
 
 KEYS = {
     "schema", "network", "spec", "formulation", "options", "backend", "bound", "assurance", "claim", "gap",
-    "termination", "lower_bound", "exact", "per_output", "timings", "reason", "plan", "certificate",
+    "termination", "lower_bound", "exact", "per_output", "timings", "reason", "plan", "instead",
+    "certificate",
 }  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def check_result(
     result: dict[str, Any], certificate: dict[str, Any], bound: float | None, lower: float | None, net: Network
 ) -> None:
     """Raise Refuted where a result states a proved quantity that its (verified) certificate does not give."""
-    expect_keys({"plan": None, **result}, KEYS, "result")  # earlier versions wrote no plan
+    expect_keys({"plan": None, "instead": None, **result}, KEYS, "result")  # earlier versions wrote neither
     claim = certificate["claim"]
     expected: dict[str, Any] = {
         "schema": SCHEMA,

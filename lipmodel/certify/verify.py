@@ -114,6 +114,7 @@ def verify(network: Any, certificate: Any) -> Verdict:
         q=measured(spec).output_norm,
         source=source,
         masked=masked,
+        domain=spec.domain,
         terms=tuple(term for a in assumptions for term in a["terms"]),
     )
     bound = _upper(subject, data["upper"], claim["bound"], assumptions)
@@ -158,7 +159,7 @@ def _read(certificate: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     elif isinstance(certificate, Mapping):
         try:
             certificate = parse(json.dumps(certificate, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise Refuted(f"the certificate is not plain JSON: {error}") from None
     result = certificate if isinstance(certificate, dict) and "certificate" in certificate else None
     inner = certificate if result is None else result["certificate"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.model.forms import LinearForm, QuadraticForm
+from lipmodel.model.render import is_of_pairs
 from lipmodel.model.sets import (
     PSD,
     DiagonallyDominant,
@@ -47,7 +48,11 @@ def model_latex(model: Model) -> str:
         variables = ", ".join(names.variable(v) for v in model.variables)
         rows.append(rf"\min_{{{variables}}} \quad & {names.affine(model.objective)}{optimum}")
     lead = r"\text{s.t.} \quad"
+    of_pairs = [c for c in model.constraints if isinstance(c.function, QuadraticForm) and is_of_pairs(c.function)]
+    hidden = set(map(id, of_pairs[2:]))
     for c in model.constraints:
+        if id(c) in hidden:
+            continue
         sign = _SETS[type(c.set)]
         if isinstance(c.function, QuadraticForm):
             terms = [names.term(t) for t in c.function.terms] or ["+ 0"]
@@ -57,6 +62,8 @@ def model_latex(model: Model) -> str:
         else:
             rows.append(rf"{lead} & {names.affine(c.function)} {sign}")
         lead = r"\quad"
+    if hidden:
+        rows.append(rf"{lead} & \text{{({len(hidden)} more of these for the other pairs of neurons)}}")
     signs = [v for v in model.variables if v.nonnegative]
     if signs:
         rows.append(rf"{lead} & {', '.join(names.variable(v) for v in signs)} \geq 0")

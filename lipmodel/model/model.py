@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from lipmodel.spec import as_norm
 
 if TYPE_CHECKING:
     from lipmodel.network.increments import SlopeRestricted
+    from lipmodel.rounds import State
 
 Array = np.ndarray[Any, Any]
 BoundMap = Literal["identity", "sqrt"]
@@ -54,6 +55,8 @@ class Model:
     """A solver-agnostic conic model whose matrix constraints are quadratic forms in named signals.
 
     State it with `signal`, `variable`, `multiplier`, `ball`, `require`, `minimize`; print it with `str`.
+    refine: where a better model of the same constant may follow, what states it once this one is solved (cutting
+    planes); it is given what is known by then, and returns a model, or None to end. Every model is proved by itself.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Model:
     constraints: list[Constraint] = field(default_factory=list)
     objective: Expression | None = None
     bound: BoundMap = "identity"
+    refine: Callable[[State], Model | None] | None = None
 
     def signal(self, name: str, size: int) -> LinearForm:
         """An auxiliary signal such as a vector of the dual unit ball; its products with the output are certified."""

@@ -10,15 +10,23 @@ upper bound and rounding up gives a proved upper bound of the whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from lipmodel.errors import UsageError
+from lipmodel.model.forms import LinearForm
 from lipmodel.network.linear import LinearMap
 from lipmodel.spec import Norm, as_norm
+
+if TYPE_CHECKING:
+    from lipmodel.network.increments import IncrementSystem, SlopeRestricted
+
+Array = np.ndarray[Any, Any]
 
 Operation = Literal["norm", "constant", "sum", "product", "minimum", "maximum", "root-sum-squares"]
 
@@ -27,7 +35,9 @@ Operation = Literal["norm", "constant", "sum", "product", "minimum", "maximum", 
 class NormExpression:
     """A node of a norm expression; made by `norm`, `constant`, +, *, `minimum`, `maximum`, `root_sum_squares`.
 
-    rule: the name of the rule that a checker can recompute the expression by ("product"), None for any other.
+    rule: the name of the rule that a checker can recompute the expression by ("product"), None for any other;
+    unsigned, maxima, between: what the rule needs to know besides: the activations, by number from 1, at which products
+    of matrices end, and those written as maxima of two; the norms between layers (none: those of the question).
     """
 
     __array_ufunc__ = None
@@ -39,6 +49,9 @@ class NormExpression:
     value: float = 0.0
     label: str = ""
     rule: str | None = None
+    unsigned: tuple[int, ...] = ()
+    maxima: tuple[int, ...] = ()
+    between: tuple[Norm, ...] = ()
 
     def __add__(self, other: NormExpression | float) -> NormExpression:
         return NormExpression(operation="sum", operands=(self, _expression(other)))
@@ -52,9 +65,22 @@ class NormExpression:
     def __rmul__(self, other: float) -> NormExpression:
         return _expression(other) * self
 
-    def with_rule(self, rule: str | None) -> NormExpression:
-        """The same expression, carrying the name of the rule that states it."""
-        return replace(self, rule=rule)
+    def with_rule(
+        self,
+        rule: str | None,
+        *,
+        signed: Sequence[bool] = (),
+        maxima: Collection[int] = (),
+        between: Sequence[str] = (),
+    ) -> NormExpression:
+        """The same expression, carrying the name of the rule that states it.
+
+        signed: by activation, what `signed` said; maxima: what `with_maxima` found; between: the norms tried between
+        layers. Raises UsageError.
+        """
+        unsigned = tuple(k for k, sign in enumerate(signed, start=1) if not sign)
+        norms = tuple(map(as_norm, between))
+        return replace(self, rule=rule, unsigned=unsigned, maxima=tuple(sorted(maxima)), between=norms)
 
     def nodes(self) -> Iterator[NormExpression]:
         """Every node once, operands before what uses them."""
@@ -148,6 +174,77 @@ def maximum(*operands: NormExpression | float) -> NormExpression:
 def root_sum_squares(*operands: NormExpression | float) -> NormExpression:
     """The 2-norm of a vector of bounds. Raises UsageError without operands."""
     return _collected("root-sum-squares", operands)
+
+
+def signed(
+    system: IncrementSystem,
+    treatment: str = "auto",
+    *,
+    between: Sequence[str] = ("2",),
+    maxima: Collection[int] = (),
+) -> tuple[bool, ...]:
+    """For every activation, whether products of layers are formed through it; elsewhere moduli are multiplied.
+
+    treatment: "explicit": everywhere; "implicit": not next to convolutions; "auto": where they stay small. between: the
+    norms that what an activation returns is measured in: activations on vectors (Softmax, normalisations) have a middle
+    slope in the norm 2 only. maxima: what `with_maxima` found; products end there. Raises UsageError for another
+    treatment.
+    """
+    from lipmodel.certify import norm_treatment
+
+    chosen = zip(system.activations, norm_treatment.signed(system, treatment, maxima), strict=True)
+    return tuple(keeps and (a.groups is None or set(between) == {"2"}) for a, keeps in chosen)
+
+
+def split(activation: SlopeRestricted, *, signed: bool = True) -> tuple[Array, Array]:
+    """(c, r) with |w - c v| <= r |v| entry by entry, both of shape (size,), r rounded up.
+
+    c is the middle of the slopes, or 0 and r the gain where the activation is not `signed`.
+    """
+    from lipmodel.certify.norm_recursions import centres, deviations
+
+    c = centres(activation) if signed else np.zeros(activation.size)
+    return c, deviations(activation, c)
+
+
+def modulus(form: LinearForm) -> LinearForm:
+    """The entrywise moduli of the blocks of a linear form."""
+    return LinearForm(size=form.size, blocks={signal: map.modulus() for signal, map in form.blocks.items()})
+
+
+def with_maxima(system: IncrementSystem) -> tuple[IncrementSystem, frozenset[int]]:
+    """The system, its maxima of two entries written as such, and the numbers (from 1) of the activations they are.
+
+    Max-pooling, Max, Min, sorting: relus w = s (a - b), s in [0, 1]. The signal of such an activation becomes (m, m'),
+    m = b + w and m' = a - w, its pre (a, b): |m| and |m'| are at most the larger of |a| and |b|, entry by entry.
+    """
+    from lipmodel.certify.maxima import with_maxima
+
+    found = with_maxima(system)
+    return found.system, found.maxima
+
+
+def larger(form: LinearForm) -> LinearForm:
+    """(A, B) -> (max(A, B), max(A, B)), entry by entry, for every block of a form of even size."""
+    from lipmodel.certify.maxima import Larger
+
+    return LinearForm(size=form.size, blocks={signal: Larger(map=map) for signal, map in form.blocks.items()})
+
+
+def is_chain(system: IncrementSystem) -> bool:
+    """Whether every activation, and the output, reads nothing but what comes right before it."""
+    from lipmodel.certify import norm_treatment
+
+    return norm_treatment.is_chain(system)
+
+
+def require(rule: str, system: IncrementSystem, norms: tuple[Norm, Norm]) -> None:
+    """Raises UsageError, saying what to use instead, where a rule ("k3", "k4", "path-norm") does not take a system."""
+    from lipmodel.certify.norm_rules import refusal
+
+    reason = refusal(rule, system, norms)
+    if reason is not None:
+        raise UsageError(reason)
 
 
 def _collected(operation: Operation, operands: tuple[NormExpression | float, ...]) -> NormExpression:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.model.forms import QuadraticForm
@@ -20,19 +22,36 @@ def model_text(model: Model) -> str:
     if model.objective is not None:
         root = "sqrt of " if model.bound == "sqrt" else ""
         lines.append(f"  minimize   {_affine(model.objective)}    (bound: {root}the optimum)")
+    of_pairs = 0
     for c in model.constraints:
         if isinstance(c.function, QuadraticForm):
+            of_pairs += is_of_pairs(c.function)
+            if is_of_pairs(c.function) and of_pairs > 2:
+                continue
             cone = "" if isinstance(c.set, PSD) else f" ({c.set})"
             lines.append(f"  require    for all signals: 0 <={cone}")
             lines.extend(f"               {_term(t)}" for t in c.function.terms)
         else:
             lines.append(f"  require    {_affine(c.function)} {c.set}")
+    if of_pairs > 2:
+        lines.append(f"  require    {of_pairs - 2} more of these for the other pairs of neurons   [pair-cone]")
     sizes = model.sizes()
     named = [("PSD", sizes.psd), ("dominant", sizes.dominant)]
-    orders = [f"{name} order {' + '.join(map(str, found))}" for name, found in named if found] or ["PSD order none"]
+    orders = [f"{name} order {_orders(found)}" for name, found in named if found] or ["PSD order none"]
     coefficients = f"about {sizes.coefficients} coefficients"
     lines.append(f"  size       {sizes.variables} variables, {', '.join(orders)}, {coefficients}")
     return "\n".join(lines)
+
+
+def is_of_pairs(form: QuadraticForm) -> bool:
+    """Whether a form only says that a pair of neurons has valid weights: of those, two are enough to be shown."""
+    return any(t.rule is not None and t.rule.kind == "pair-cone" for t in form.terms)
+
+
+def _orders(found: Iterable[int]) -> str:
+    """Orders as a sum; those that many constraints in a row share, once."""
+    runs = [(order, len(list(run))) for order, run in groupby(found)]
+    return " + ".join(f"{count} x {order}" if count > 9 else " + ".join([str(order)] * count) for order, count in runs)
 
 
 def _affine(e: Any) -> str:

@@ -28,10 +28,11 @@ DENSE = 0.2
 class Rule:
     """Why a term may stand in a proof: a norm ball, a slope restriction, the coupling with the output.
 
-    subject: the activation of a slope restriction, the dual signal of a dual ball or coupling; None otherwise.
+    subject: the activation of a slope restriction, the dual signal of a dual ball or coupling, the
+    pairs of pair constraints (and `pair-cone` for what makes those valid); None otherwise.
     """
 
-    kind: Literal["ball-input", "ball-dual", "slope", "output-dual", "output-output"]
+    kind: Literal["ball-input", "ball-dual", "slope", "output-dual", "output-output", "pair", "pair-cone"]
     subject: Any = None
 
 

@@ -39,7 +39,7 @@ class SlopeRestricted:
     groups: None, or the number of the group of every entry where phi acts on vectors (Softmax, LayerNormalization). An
     increment is then S v with a matrix S for each group, and (w - alpha v)'(beta v - w) >= 0 holds for the sum over the
     group, so that its entries share one multiplier (and alpha and beta). gains: for such phi, by norm, bounds of |S|_1
-    and |S|_inf, shape (size,).
+    and |S|_inf, shape (size,). index: which entries of the node these neurons are, where that is known.
     """
 
     name: str
@@ -50,6 +50,7 @@ class SlopeRestricted:
     beta: Array
     groups: Array | None = None
     gains: Mapping[str, Array] = field(default_factory=dict)
+    index: Array | None = None
 
     @property
     def size(self) -> int:
@@ -75,6 +76,7 @@ class SlopeRestricted:
             beta=self.beta[index],
             groups=None if self.groups is None else self.groups[index],
             gains={norm: gain[index] for norm, gain in self.gains.items()},
+            index=None if self.index is None else self.index[index],
         )
 
     @property
@@ -88,7 +90,7 @@ class IncrementSystem:
     """Input, activations in topological order and output, all linear forms over the signals (input, w_1, .., w_k).
 
     complete: the system with its dead neurons, where there were some; living: by name of the activation, which of its
-    neurons there are these.
+    neurons there are these. network: the one whose increments these are, for what its biases say.
     """
 
     signals: tuple[Signal, ...]
@@ -97,6 +99,7 @@ class IncrementSystem:
     output: LinearForm
     complete: IncrementSystem | None = None
     living: Mapping[str, Array] = field(default_factory=dict)
+    network: Network | None = None
 
     @property
     def neurons(self) -> int:
@@ -227,6 +230,7 @@ def _increments(network: Network, ranges: Mapping[str, tuple[Array, Array]], *, 
             input=LinearForm.of(x, role="input"),
             activations=tuple(activations),
             output=LinearForm(size=output.size, blocks=output.blocks, role="output"),
+            network=network,
         )
     )
     return read_only(without_dead_neurons(system))
@@ -325,6 +329,7 @@ def _restricted(
         post=LinearForm.of(signal),
         alpha=alpha[free],
         beta=beta[free],
+        index=free,
         **grouping(free),
     )
     if not fixed.any():

@@ -1,0 +1,1 @@
+"""Convolutional networks on a torus: translation-invariant multipliers, block-diagonal over frequencies."""
