@@ -98,8 +98,10 @@ def members(system: IncrementSystem, spec: Spec, norms: Collection[tuple[str, st
 def _available(
     norms: Collection[tuple[str, str]], p: Norm, q: Norm, *, inputs: int, outputs: int
 ) -> tuple[Norm, Norm] | None:
-    for a in PREFERENCE if inputs == 1 else (p,):
-        for b in PREFERENCE if outputs == 1 else (q,):
+    # where the norm of a side does not matter, that of the other one: a method may have one norm throughout
+    first = q if outputs > 1 else p
+    for a in (first, *PREFERENCE) if inputs == 1 else (p,):
+        for b in (p, *PREFERENCE) if outputs == 1 else (q,):
             if (a, b) in norms:
                 return (a, b)
     return None

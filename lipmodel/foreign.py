@@ -17,11 +17,12 @@ from lipmodel.backends.base import Availability, Capabilities, Installed, Point,
 from lipmodel.backends.conic import SETTLED
 from lipmodel.errors import UsageError
 from lipmodel.formulation import Formulation
-from lipmodel.io.sidecar import Link, expression_of, read_map, values_of
+from lipmodel.io.sidecar import Link, Pairs, expression_of, read_map, values_of
 from lipmodel.io.solutions import Solution, read_solution
 from lipmodel.member import free_multipliers
 from lipmodel.model.forms import LinearForm, QuadraticForm
 from lipmodel.model.model import Model
+from lipmodel.model.qc import PairTerms
 from lipmodel.model.terms import Factored, Rule
 from lipmodel.network.linear import Selection
 
@@ -87,10 +88,34 @@ def _model(link: Link, system: IncrementSystem) -> Model:
         weight = expression_of(link, stated.weight, size)
         rule = Rule(kind=stated.kind, subject=subject)
         terms.append(Factored(weight=weight, left=nothing, right=nothing, rule=rule))
+    terms += [_paired(link, pairs, system) for pairs in link.pairs]
     model = Model(link.formulation, variables=list(link.variables))
     model.require(QuadraticForm(terms=tuple(terms)) >= 0)
     model.minimize(expression_of(link, link.objective, 1), bound=link.bound)
     return model
+
+
+def _paired(link: Link, pairs: Pairs, system: IncrementSystem) -> Factored:
+    """The term of pairs of neurons. Raises UsageError."""
+    by_name = {a.name: a for a in system.activations}
+    if len(pairs.neurons) % 2:
+        raise UsageError(f"{link.path} does not fit the network: the neurons of its pairs are an odd number")
+    for name, index in pairs.neurons:
+        if name not in by_name or not 0 <= index < by_name[name].size:
+            raise UsageError(f"{link.path} does not fit the network: there is no neuron {index} of {name!r:.60}")
+    neurons = [(by_name[name], index) for name, index in pairs.neurons]
+    count = len(neurons) // 2
+    sizes = {"weight": 10 * count, "stated": 10 * count, "plain": 6 * count, "flipped": 6 * count}
+    read = {key: expression_of(link, getattr(pairs, key), size) for key, size in sizes.items()}
+    subject = PairTerms(
+        couples=tuple(zip(neurons[::2], neurons[1::2], strict=True)),
+        weight=read["stated"],
+        plain=read["plain"],
+        flipped=read["flipped"],
+    )
+    first = system.signals[0]
+    nothing = LinearForm(size=10 * count, blocks={first: Selection(index=np.full(10 * count, -1), size=first.size)})
+    return Factored(weight=read["weight"], left=nothing, right=nothing, rule=Rule(kind="pair", subject=subject))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

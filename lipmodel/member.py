@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lipmodel.backends import backend as find_backend
-from lipmodel.backends import backend_names
-from lipmodel.backends.base import Backend, Installed, Point, Progress, SolveOptions, Termination
+from lipmodel.backends.base import Backend, Progress, Termination
 from lipmodel.certify.certificate import lmi_proof, product_proof
-from lipmodel.certify.evidence import Evidence, Proved
-from lipmodel.certify.extract import sound_point
+from lipmodel.certify.evidence import Evidence, Proved, why_not
 from lipmodel.certify.lmi import Multipliers
+from lipmodel.choice import MAX_ORDER, find_point
 from lipmodel.clock import Clock
-from lipmodel.errors import BackendUnavailable, LipmodelError, UsageError
+from lipmodel.errors import LipmodelError, UsageError
 from lipmodel.families import Member, member_spec, restricted
 from lipmodel.formulation import Formulation
 from lipmodel.model.model import Model
@@ -27,14 +25,13 @@ from lipmodel.model.norm_expression import NormExpression
 from lipmodel.model.terms import Factored
 from lipmodel.network.increments import IncrementSystem, dense_entries
 from lipmodel.prover import ON_THE_WAY, Comparison, Prover
+from lipmodel.rounds import by_rounds, has_pairs
 from lipmodel.spec import Norm, Spec
 
 if TYPE_CHECKING:
     from lipmodel.certify.product_rule import ProvedProduct
     from lipmodel.model.terms import Term
 
-MAX_ORDER = 20_000
-"""Orders of the matrix inequality beyond which no proof of it is attempted."""
 QUICK_ORDER = 600
 """Orders up to which a closed form is proved even where the time is over; beyond, it is the norms."""
 MAX_ENTRIES = 60_000_000
@@ -68,8 +65,9 @@ class Part:
 class Run:
     """How the members of one family are to be solved; `cache` shares their matrices.
 
-    product: the product bound of the whole network, with its proof, once it is known. interrupted: set by the first
-    interrupt; the members that are left keep their closed-form bound.
+    product: the product bound of the whole network, with its proof, once it is known; find_product: what proves it.
+    interrupted: set by the first interrupt; the members that are left keep their closed-form bound. alone: the
+    formulation answers for itself, also where the product bound or a closed form is better.
     """
 
     formulation: Formulation
@@ -85,7 +83,16 @@ class Run:
     jobs: int | None = None
     cache: dict[int, Any] = field(default_factory=dict)
     product: ProvedProduct | None = None
+    find_product: Callable[[], ProvedProduct] | None = None
     interrupted: bool = False
+    alone: bool = False
+
+    def whole_product(self) -> ProvedProduct:
+        """The product bound of the whole network, proved when it is first asked for."""
+        if self.product is None:
+            assert self.find_product is not None
+            self.product = self.find_product()
+        return self.product
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -108,7 +115,7 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     with run.clock.stage("build"):
         built = build(system, run.formulation, member_spec(run.spec, member))
     if isinstance(built, NormExpression | Evidence):
-        return _by_rule(built, system, member, run)
+        return _by_rule(built, system, member, run, time_limit)
     if not provable(system):
         run.say(f"order {system.order} is beyond what can be proved as a matrix inequality: norm bounds only")
         return _by_norms(system, member, run)
@@ -118,13 +125,22 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
     if isinstance(built, Iterator):
         return _by_stream(built, prover, member, run, time_limit)
     if isinstance(built, Multipliers):
-        return _by_multipliers(prover, member, run, [(run.formulation.name, built)], feasible=True, own=True)
+        claim = built.claim(*member.norms)
+        said = claim if math.isfinite(claim) else None
+        return _by_multipliers(prover, member, run, [(run.formulation.name, built)], claim=said, own=True)
+    if built.refine is not None or has_pairs(built):
+        return by_rounds(built, prover, member, run, time_limit)
     if system.complete is not None and not free_multipliers(built) and run.assurance != "model":
         with run.clock.stage("build"):
             complete = build(system.complete, run.formulation, member_spec(run.spec, member))
         if isinstance(complete, Model):
             built, prover.solved = complete, system.complete
-    point, used = _point(built, prover, run, time_limit)
+    return by_model(built, prover, member, run, time_limit)
+
+
+def by_model(built: Model, prover: Prover, member: Member, run: Run, time_limit: float | None) -> Part:
+    """The part of one model: solved, and proved by the multipliers of the point that comes back."""
+    point, used = find_point(built, prover, run, time_limit)
     facts: dict[str, Any] = {
         "claim": None if point.objective is None else built.bound_of(point.objective),
         "lower": None if point.lower is None else max(0.0, built.bound_of(point.lower)),
@@ -136,11 +152,11 @@ def solve_member(whole: IncrementSystem, member: Member, run: Run, time_limit: f
         return _by_multipliers(prover, member, run, [], **facts)
     multipliers, own = prover.read(built, point.values)
     if own:
-        part = _by_assumption(built, system, member, run, point.values, multipliers, own, facts)
+        part = _by_assumption(built, prover.system, member, run, point.values, multipliers, own, facts)
         if part is not None:
             return part
     facts["feasible"] = used is not None and used.capabilities.feasible
-    facts["comparison"] = "doubt" if free_multipliers(built) else "doubt-tied"
+    facts["comparison"] = "never" if run.alone else "doubt" if free_multipliers(built) else "doubt-tied"
     origin = run.formulation.name if used is None else used.name
     return _by_multipliers(prover, member, run, [(origin, multipliers)], **facts)
 
@@ -211,122 +227,6 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def choose_backend(model: Model, without: Collection[str] = ()) -> tuple[Backend | None, list[tuple[str, str]]]:
-    """The first backend that takes the model at its size, and why those before it do not; some may be left out."""
-    refusals: list[tuple[str, str]] = []
-    sizes: dict[bool, int] = {}
-    for name in backend_names():
-        if name in without:
-            refusals.append((name, "it found no point"))
-            continue
-        candidate = find_backend(name, usable=False)
-        if candidate.capabilities.on_request:
-            refusals.append((name, "it is used where it is asked for"))
-            continue
-        state = candidate.available()
-        if not isinstance(state, Installed):
-            refusals.append((name, str(state)))
-            continue
-        refusal = _refusal(candidate, model)
-        if refusal is not None:
-            refusals.append((name, refusal))
-            continue
-        limit, structured = candidate.capabilities.max_order, candidate.capabilities.structured
-        if structured not in sizes:
-            sizes[structured] = _order(model, reduced=not structured)
-        if sizes[structured] <= limit:
-            return candidate, refusals
-        refusals.append((name, f"order {sizes[structured]} is above {limit}, its limit unless it is asked for"))
-    return None, refusals
-
-
-def _order(model: Model, *, reduced: bool) -> int:
-    """The order of the model's largest matrix inequality, as stated or after the exact reductions."""
-    order = max(model.sizes().psd, default=0)
-    if not reduced or order > MAX_ORDER:
-        return order
-    from lipmodel.bridges.scaling import prepare
-
-    try:
-        return max(prepare(model).model.sizes().psd, default=0)
-    except Exception:  # a model that cannot be reduced is solved as it stands, or not at all
-        return order
-
-
-def _refusal(candidate: Backend, model: Model) -> str | None:
-    """Why a backend does not take a model; one whose own check of it fails does not take it."""
-    try:
-        return candidate.refuses(model)
-    except Exception as error:
-        return f"its check of the model failed ({type(error).__name__}: {error})"
-
-
-def _point(model: Model, prover: Prover, run: Run, time_limit: float | None) -> tuple[Point, Backend | None]:
-    """A solver's point and the solver, or none: a failure is a termination, never an exception.
-
-    Where no backend was asked for, the next one is tried after one that finds nothing.
-    """
-    if run.backend is not None:
-        refusal = _refusal(run.backend, model)
-        if refusal is not None:
-            raise UsageError(f"the backend {run.backend.name!r} does not take this model: {refusal}")
-        return _solved(model, run.backend, prover, run, time_limit), run.backend
-    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-    tried: list[str] = []
-    while True:
-        chosen, refusals = choose_backend(model, tried)
-        if chosen is None:
-            why = "; ".join(f"{name}: {reason}" for name, reason in refusals)
-            run.say(f"no backend takes this model ({why}): closed-form multipliers instead")
-            return Point(values=None, termination="failed" if tried else "closed-form", message=why), None
-        left = None if time_limit is None else deadline - time.monotonic()
-        point = _solved(model, chosen, prover, run, left)
-        if point.values is not None or point.termination != "failed":
-            return point, chosen
-        tried.append(chosen.name)
-
-
-def _solved(model: Model, chosen: Backend, prover: Prover, run: Run, time_limit: float | None) -> Point:
-    """The point of one backend."""
-    if run.interrupted:
-        return Point(values=None, termination="interrupted")
-    if time_limit is not None and time_limit < 1e-3:
-        return Point(values=None, termination="time-limit")
-    options = SolveOptions(
-        tol=run.tol,
-        time_limit=time_limit,
-        verbose=run.verbose,
-        native=run.native,
-        progress=_watched(model, prover, run.progress),
-    )
-    with run.clock.stage("solve"):
-        try:
-            point = sound_point(model, chosen.solve(model, options))
-        except (BackendUnavailable, UsageError):
-            raise
-        except KeyboardInterrupt:
-            run.interrupted = True
-            run.say("interrupted: proving what there is")
-            return Point(values=None, termination="interrupted")
-        except BaseException as error:  # a panic of a solver written in Rust is no Exception
-            run.say(f"{chosen.name} failed ({type(error).__name__}: {error})")
-            return Point(values=None, termination="failed", message=str(error))
-    if point.termination == "interrupted":
-        run.interrupted = True
-        run.say("interrupted: proving what there is")
-    return point
-
-
-def _watched(
-    model: Model, prover: Prover, progress: Callable[[Progress], None] | None
-) -> Callable[[Progress], None] | None:
-    """What a solver reports to, which proves its improvements and passes them on; None where nobody listens."""
-    if progress is None:
-        return None
-    observe = prover.watch(model)
-    return lambda state: progress(observe(state))
-
-
 def _by_multipliers(
     prover: Prover,
     member: Member,
@@ -355,6 +255,7 @@ def _by_multipliers(
             optimal=termination == "optimal" and claim is not None,
             feasible=feasible,
             comparison=comparison,
+            own=own,
             deadline=run.clock.deadline,
             hurry=hurry,
         )
@@ -411,16 +312,18 @@ def _by_stream(
             termination = "failed"
     candidates = [] if best is None else [(run.formulation.name, best)]
     facts: dict[str, Any] = {"claim": None if best is None else claim, "termination": termination}
-    return _by_multipliers(prover, member, run, candidates, feasible=True, own=best is not None, **facts)
+    return _by_multipliers(prover, member, run, candidates, own=best is not None, **facts)
 
 
-def _by_rule(stated: NormExpression | Evidence, system: IncrementSystem, member: Member, run: Run) -> Part:
+def _by_rule(
+    stated: NormExpression | Evidence, system: IncrementSystem, member: Member, run: Run, time_limit: float | None
+) -> Part:
     """The part of a norm expression, or of evidence, by the rule that it names; the product where it names none."""
     from lipmodel.certify.norm_rules import NORM_RULES, prove_expression
 
     if isinstance(stated, NormExpression) and stated.rule not in NORM_RULES:
         with run.clock.stage("certify"):
-            claim = stated.evaluate(None if run.product is None else run.product.evaluator.again())
+            claim = stated.evaluate(run.whole_product().evaluator.again())
         stated_itself = stated.rule == "product"
         part = _by_norms(system, member, run, claim=claim)
         return replace(part, own=stated_itself, instead="" if stated_itself else part.instead)
@@ -430,9 +333,17 @@ def _by_rule(stated: NormExpression | Evidence, system: IncrementSystem, member:
             found: Proved | None = prove_expression(stated, system, member.norms)
             said = None if found is None else found.bound
         else:
-            found, said = stated.prove(system, member.norms, run.clock.deadline), stated.claim
+            stated = stated if run.backend is None else stated.using(run.backend)
+            deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+            found, said = stated.prove(system, member.norms, deadline), stated.claim
+            reason = found and why_not(stated, found, system, member.norms, run.spec.domain)
+            if reason is not None:
+                run.say(f"the evidence of {run.formulation.name!r} does not prove its bound: {reason}")
+                found = None
         if found is not None and math.isfinite(found.bound):
-            return Part(member=member, bound=found.bound, proof=found.proof, claim=said, own=True)
+            return Part(
+                member=member, bound=found.bound, proof=found.proof, claim=said, own=True, backend=found.backend
+            )
     termination: Termination = "interrupted" if run.interrupted else "failed"
     return _by_norms(system, member, run, claim=said, termination=termination)
 
@@ -473,8 +384,8 @@ def _by_norms(system: IncrementSystem, member: Member, run: Run, **facts: Any) -
     """The product bound, which needs no expansion."""
     whole = member.row is None and member.column is None and member.norms == run.spec.norms
     with run.clock.stage("certify"):
-        if whole and run.product is not None:
-            bound, proof = product_part(run.product)
+        if whole:
+            bound, proof = product_part(run.whole_product())
         else:
             bound, proof = product_bound_of(system, member.norms)
     return Part(member=member, bound=bound, proof=proof, instead="product", **facts)

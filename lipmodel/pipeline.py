@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lipmodel.backends import backend as find_backend
@@ -19,16 +20,16 @@ from lipmodel.backends.base import Progress, Termination
 from lipmodel.certify.certificate import certificate, largest_proof, network_named
 from lipmodel.clock import Clock
 from lipmodel.errors import NotLipschitz, SoundnessError, UsageError
-from lipmodel.families import Member, chosen_outputs, measured, member_spec, members, restricted, row_labels
-from lipmodel.member import Part, Run, build, free_multipliers, product_bound_of, product_part, solve_member
-from lipmodel.model.model import Model
+from lipmodel.families import Member, chosen_outputs, measured, members, restricted, row_labels
+from lipmodel.member import Part, Run, build, product_bound_of, product_part, solve_member
 from lipmodel.network.graph import Network
 from lipmodel.network.increments import IncrementSystem
 from lipmodel.question import Request, Systems, asked, make_request, systems
 from lipmodel.result import Assurance, OutputBound, Result, Timings, describe, plain, rounded
-from lipmodel.spec import Spec
+from lipmodel.spec import Norm, Spec
 
 if TYPE_CHECKING:
+    from lipmodel.certify.product_rule import ProvedProduct
     from lipmodel.lower.witness import Witness
 
 LOOK = 0.01
@@ -86,7 +87,7 @@ def solve(
     say = report or (lambda line: None)
     solver = None if backend is None else find_backend(backend)
     with clock.stage("import"):
-        network = _loaded(net, graph_input, graph_output)
+        network = loaded(net, graph_input, graph_output)
         norms, region = asked(network, formulation, norm, domain, options)
         found = systems(network, region, norms[0])
     request = make_request(found.system, formulation, norm=norms, outputs=outputs, domain=region, options=options)
@@ -116,12 +117,11 @@ def answer(
     *,
     float32: bool = False,
     witness: bool = True,
-    alone: bool = False,
 ) -> Result:
     """The bracket for a question in full, over systems that are already there.
 
-    run: of the request's formulation and measured spec. alone: the formulation answers for itself, also where the
-    product bound is smaller. float32 and witness as in `solve`. Raises UsageError, SoundnessError.
+    run: of the request's formulation and measured spec. float32 and witness as in `solve`. Raises UsageError,
+    SoundnessError.
     """
     say, clock = run.say, run.clock
     execution = None
@@ -133,21 +133,22 @@ def answer(
     system = chosen_outputs(found.system, run.spec.outputs)
     masked = None if found.masked is None else chosen_outputs(found.masked, run.spec.outputs)
     with _single_thread():
-        parts = _first_parts(system, masked, run)
-        bound, proof, assumptions = _overall(system, parts, run, alone=alone)
+        run.find_product = partial(_product, system, masked, run.spec.norms)
+        parts = _parts(system, run) if run.alone else _first_parts(system, run)
+        bound, proof, assumptions = _overall(system, parts, run)
         pair = _witness(network, request.spec, bound, run, system.neurons) if witness else None
         if assumptions and pair is not None and pair.ratio > bound:
             say(f"two points contradict what {request.formulation.name!r} states: the bound is proved without it")
             run.assurance = "proved"
             parts = _parts(system, run)
-            bound, proof, assumptions = _overall(system, parts, run, alone=alone)
+            bound, proof, assumptions = _overall(system, parts, run)
     if assumptions and execution is not None:
         say("the bound rests on assumptions: nothing is stated about execution in float32")
         execution = None
     return _result(network, request, parts, bound, proof, assumptions, pair, execution, clock)
 
 
-def _loaded(net: Any, graph_input: Any, graph_output: Any) -> Network:
+def loaded(net: Any, graph_input: Any, graph_output: Any) -> Network:
     if isinstance(net, Network):
         return net
     from lipmodel.network.doors import load
@@ -164,12 +165,22 @@ def _single_thread() -> Iterator[None]:
         yield
 
 
-def _first_parts(system: IncrementSystem, masked: IncrementSystem | None, run: Run) -> list[Part]:
-    """The product bound of the whole, which is proved from then on whatever happens; then every member.
+def _product(system: IncrementSystem, masked: IncrementSystem | None, norms: tuple[Norm, Norm]) -> ProvedProduct:
+    """The product bound of the whole.
 
     masked: the system with the stable neurons left in, whose norms may multiply better.
     """
     from lipmodel.certify.product_rule import product_system, prove_product
+
+    first = prove_product(product_system(system), *norms)
+    if masked is None:
+        return first
+    other = prove_product(product_system(masked), *norms, rule="masked-product")
+    return other if other.bound < first.bound else first
+
+
+def _first_parts(system: IncrementSystem, run: Run) -> list[Part]:
+    """The product bound of the whole, which is proved from then on whatever happens; then every member."""
     from lipmodel.certify.quick import quick_bound
 
     def tell(bound: float) -> None:
@@ -180,17 +191,13 @@ def _first_parts(system: IncrementSystem, masked: IncrementSystem | None, run: R
     with run.clock.stage("solve"):
         if run.progress is not None:
             tell(quick_bound(system, *run.spec.norms))
-        run.product = prove_product(product_system(system), *run.spec.norms)
-        if masked is not None:
-            other = prove_product(product_system(masked), *run.spec.norms, rule="masked-product")
-            run.product = other if other.bound < run.product.bound else run.product
-    bound = run.product.bound
-    tell(bound)
+        product = run.whole_product()
+    tell(product.bound)
     try:
         return _parts(system, run)
     except KeyboardInterrupt:
         run.say("interrupted again: the product bound is the answer")
-        bound, proof = product_part(run.product)
+        bound, proof = product_part(product)
         whole = Member(norms=run.spec.norms)
         return [Part(member=whole, bound=bound, proof=proof, termination="interrupted", instead="product")]
 
@@ -282,14 +289,13 @@ def _in_processes(
 
 
 def _overall(
-    system: IncrementSystem, parts: list[Part], run: Run, *, alone: bool
+    system: IncrementSystem, parts: list[Part], run: Run
 ) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
     """The largest of the members, or the product bound of the whole network where that is smaller."""
     family = len(parts) > 1 or parts[0].member.row is not None or parts[0].member.column is not None
     bound, proof = max(part.bound for part in parts), parts[0].proof
-    assert run.product is not None
-    other = run.product.bound
-    if all(part.own for part in parts) or (alone and math.isfinite(bound)):  # closed forms answer for themselves
+    other = bound if run.alone and math.isfinite(bound) else run.whole_product().bound
+    if other > 0.0 and all(part.own for part in parts):  # closed forms answer for themselves
         if other < bound * (1.0 - 1e-6):
             run.say(f"the product bound {rounded(other, up=True)} is smaller")
         other = bound
@@ -302,7 +308,7 @@ def _overall(
             run.say(f"the product bound {rounded(other, up=True)} is better: it is the one reported")
         parts[:] = [replace(part, instead="product") for part in parts]
         with run.clock.stage("certify"):
-            return *product_part(run.product), []
+            return *product_part(run.whole_product()), []
     if family:
         proof = largest_proof([(part.member.row, part.member.column, part.proof) for part in parts], bound)
     return bound, proof, [a for part in parts for a in part.assumptions]
@@ -440,53 +446,4 @@ def _contradiction(network: Network, request: Request, bound: float, proof: dict
     )
 
 
-def export(
-    net: Network | str | os.PathLike[str],
-    formulation: Any,
-    path: str | os.PathLike[str],
-    *,
-    norm: Any = None,
-    outputs: Any = "all",
-    domain: Any = "global",
-    options: Mapping[str, Any] | None = None,
-    graph_input: Any = None,
-    graph_output: Any = None,
-    form: str | None = None,
-) -> tuple[str, str]:
-    """Write the (scaled) problem to a solver file and its map beside it; returns the two paths.
-
-    path: its suffix names the format (`lipmodel.io.known_formats()`); form: "geometric" or "standard" where the format
-    has both. The other arguments are those of `solve`. Raises UsageError, LipmodelError for a model too large.
-    """
-    from lipmodel.io import write_problem
-
-    network = _loaded(net, graph_input, graph_output)
-    norms, region = asked(network, formulation, norm, domain, options)
-    whole = systems(network, region, norms[0]).system
-    request = make_request(whole, formulation, norm=norms, outputs=outputs, domain=region, options=options)
-    spec = measured(request.spec)
-    system = chosen_outputs(whole, spec.outputs)
-    family = members(system, spec, request.formulation.norms, request.formulation.name)
-    if len(family) != 1:
-        raise UsageError(
-            f"--norm {':'.join(request.spec.norms)} is a family of {len(family)} programs, and a file holds one: "
-            "choose an output with --outputs I (and for an input norm 1, another input norm)"
-        )
-    member = family[0]
-    own = restricted(system, member)
-    built = build(own, request.formulation, member_spec(spec, member))
-    if not isinstance(built, Model):
-        raise UsageError(f"the formulation {request.formulation.name!r} needs no solver: there is no problem to export")
-    if own.complete is not None and not free_multipliers(built):  # as `solve_member` does
-        complete = build(own.complete, request.formulation, member_spec(spec, member))
-        built = complete if isinstance(complete, Model) else built
-    header = {
-        "network": {**describe(network), **network_named(network)},
-        "spec": request.spec.to_json(),
-        "formulation": {"name": request.formulation.name, "options": plain(request.formulation.options())},
-        "member": {"row": member.row, "column": member.column, "norms": list(member.norms)},
-    }
-    return write_problem(built, path, header, form=form)
-
-
-__all__ = ["Request", "build", "export", "make_request", "solve"]
+__all__ = ["Request", "build", "make_request", "solve"]

@@ -36,7 +36,7 @@ WORTHWHILE = 1e-3
 ON_THE_WAY = "on the way"
 """The origin of what was proved from a point of the solver before it ended."""
 
-Comparison = Literal["doubt", "doubt-tied"]
+Comparison = Literal["doubt", "doubt-tied", "never"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -113,6 +113,7 @@ class Prover:
         optimal: bool = False,
         feasible: bool = False,
         comparison: Comparison = "doubt",
+        own: bool = False,
         deadline: float = math.inf,
         hurry: bool = False,
     ) -> ProvedMultipliers | None:
@@ -120,22 +121,30 @@ class Prover:
 
         claim: the bound that the solver's objective says; optimal: whether it says that this is the optimum; feasible:
         whether its points satisfy the constraints and are no worse than closed forms, so that they are proved as they
-        are, and that is all. Confirmed: called optimal, proved to `CONFIRMED`, and no closed form of the same feasible
-        set is better. hurry: whatever can be proved first is enough.
+        are, and that is all. own: whether the candidates' own bound is the answer, whatever else would give a better
+        one. Confirmed: called optimal, proved to `CONFIRMED`, and no closed form of the same feasible set is better.
+        hurry: whatever can be proved first is enough.
         """
-        from lipmodel.certify.repair import prove, prove_as_it_is
+        from lipmodel.certify.repair import prove, prove_as_it_is, prove_closed_form
 
         p, q = self.member.norms
         check = self._check()
+        deadline = -math.inf if hurry else deadline
+        if own:
+            for origin, multipliers in candidates:
+                found = prove_closed_form(self.matrices(), p, q, multipliers, origin, deadline=deadline, check=check)
+                self._keep(found)
+            if self.best is not None:
+                return self.best
         for origin, multipliers in candidates if feasible else ():
             self._keep(prove_as_it_is(self.matrices(), p, q, multipliers, origin, check=check))
         if self.best is not None and (hurry or (feasible and self.bound <= claim * (1.0 + CONFIRMED))):
             return self.best
-        deadline = -math.inf if hurry else deadline
         if candidates:
             self._keep(prove(self.matrices(), p, q, candidates, closed=comparison, deadline=deadline, check=check))
         confirmed = optimal and self.bound <= claim * (1.0 + CONFIRMED)
-        if not confirmed and not (hurry and self.best is not None):
+        enough = self.best is not None and (hurry or comparison == "never")
+        if not confirmed and not enough:
             self._keep(prove(self.matrices(), p, q, (), deadline=deadline, check=check))
         return self.best
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
+    from lipmodel.bridges.plan import ModelDuals
     from lipmodel.model.model import Model
     from lipmodel.model.variables import Variable
 
@@ -121,7 +122,7 @@ class Point:
     """What a solver gave back: values of the model's variables (or None), its own objective and lower estimate.
 
     objective, lower: in the units of the model's objective; None where the solver has none. plan: the steps from the
-    model to what the solver got.
+    model to what the solver got. duals: of the model's constraints, from solvers that hand them out.
     """
 
     values: Mapping[Variable, Array] | None
@@ -131,6 +132,7 @@ class Point:
     iterations: int | None = None
     message: str = ""
     plan: str = ""
+    duals: ModelDuals | None = None
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from lipmodel.child import GRACE, in_child
 from lipmodel.machine import CAN_FORK
 
 if TYPE_CHECKING:
+    from lipmodel.bridges.plan import ProgramDuals
     from lipmodel.model.model import Model
 
 _STATUS: dict[str, Termination] = {
@@ -32,6 +33,9 @@ _STATUS: dict[str, Termination] = {
 
 SLOW = 2e10
 """Operations of one iteration from which the solver runs in a process of its own, without progress: about seconds."""
+
+LARGE = 1e8
+"""Operations of one iteration from which the factorisation is by supernodes: at order 64 it is ten times as fast."""
 
 
 class Clarabel:
@@ -96,6 +100,8 @@ def _solved(work: Task, told: Settings, progress: Callable[[Progress], None] | N
     if told.max_iterations:
         settings.max_iter = told.max_iterations
     settings.max_threads = told.threads
+    if _operations(work) > LARGE:
+        settings.direct_solve_method = "faer"
     for key, value in told.passed.items():
         setattr(settings, key, value)
     try:
@@ -114,7 +120,27 @@ def _solved(work: Task, told: Settings, progress: Callable[[Progress], None] | N
         lower=float(solution.obj_val_dual),
         iterations=int(solution.iterations),
         message=status,
+        duals=_duals(work, np.array(solution.z)),
     )
+
+
+def _duals(work: Task, z: Any) -> ProgramDuals | None:
+    """Clarabel's z, cone by cone in the order of `_data`; None where the solver broke down."""
+    from lipmodel.bridges.plan import ProgramDuals
+
+    program = work.program
+    sizes = [program.eq.shape[0], program.ineq.shape[0], *(len(soc.rhs) for soc in program.soc)]
+    sizes += [block.order * (block.order + 1) // 2 for block in program.psd]
+    if z.shape != (sum(sizes),) or not np.all(np.isfinite(z)):
+        return None
+    eq, ineq, *rest = np.split(z, np.cumsum(sizes)[:-1])
+    matrices = []
+    for block, triangle in zip(program.psd, rest[len(program.soc) :], strict=True):
+        full = np.zeros((block.order, block.order))
+        col, row = np.tril_indices(block.order)  # the upper triangle, column by column
+        full[row, col] = np.where(row == col, triangle, triangle / np.sqrt(2.0))
+        matrices.append(full + np.triu(full, 1).T)
+    return ProgramDuals(psd=matrices, ineq=ineq, eq=eq, soc=rest[: len(program.soc)])
 
 
 def _watch(work: Task, progress: Callable[[Progress], None] | None) -> Callable[[Any], bool]:

@@ -11,7 +11,7 @@ import numpy as np
 from lipmodel.backends.base import Capabilities, Point, Progress, SolveOptions, Termination
 
 if TYPE_CHECKING:
-    from lipmodel.bridges.plan import Compiled
+    from lipmodel.bridges.plan import Compiled, ProgramDuals
     from lipmodel.bridges.program import ConeProgram
     from lipmodel.bridges.standard import StandardProgram
     from lipmodel.model.model import Model
@@ -54,7 +54,15 @@ class Task:
         return all(bool(np.all(np.isfinite(part))) for part in parts)
 
     def point(
-        self, x: Any, termination: Termination, objective: float, lower: float, *, iterations: int, message: str
+        self,
+        x: Any,
+        termination: Termination,
+        objective: float,
+        lower: float,
+        *,
+        iterations: int,
+        message: str,
+        duals: ProgramDuals | None = None,
     ) -> Point:
         """The model's point from a solver's vector and its primal and dual objective, in units of the scaled cost.
 
@@ -76,6 +84,7 @@ class Task:
             iterations=iterations,
             message=message,
             plan=str(self.compiled.plan),
+            duals=None if duals is None else self.compiled.duals(_times(self.unit, duals)),
         )
 
     def progress(self, *, iteration: int, objective: float, lower: float, seconds: float) -> Progress:
@@ -86,6 +95,17 @@ class Task:
     def _in_model(self, value: float) -> float | None:
         number = float(value) * self.unit + self.program.offset
         return number if np.isfinite(number) else None
+
+
+def _times(unit: float, duals: ProgramDuals) -> ProgramDuals:
+    """The duals for a cost in the units of the model."""
+    return replace(
+        duals,
+        psd=[unit * y for y in duals.psd],
+        ineq=unit * duals.ineq,
+        eq=unit * duals.eq,
+        soc=[unit * w for w in duals.soc],
+    )
 
 
 GENERAL = Capabilities(cones=frozenset({"psd", "nonnegative", "zero"}))

@@ -11,12 +11,16 @@ from lipmodel.backends.conic import Task, task
 from lipmodel.backends.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from lipmodel.bridges.plan import ProgramDuals
     from lipmodel.model.model import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answer:
-    """What a solver says about a conic program: y of shape (n,) or None, objectives in units of the scaled cost."""
+    """What a solver says about a conic program: y of shape (n,) or None, objectives in units of the scaled cost.
+
+    duals: of the constraints, for the scaled cost, where the solver's are read.
+    """
 
     x: Any
     termination: Termination
@@ -24,6 +28,7 @@ class Answer:
     lower: float = float("nan")
     iterations: int | None = None
     message: str = ""
+    duals: ProgramDuals | None = None
 
 
 def solve_conic(
@@ -56,4 +61,5 @@ def solve_conic(
         answer.lower,
         iterations=answer.iterations or 0,
         message=answer.message,
+        duals=answer.duals,
     )

@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     check_destination(args.out, "export")
     network = network_of(args)
     with stdout_for_the_answer(verbose=args.verbose):
-        from lipmodel import pipeline
+        from lipmodel.exporting import export
 
-        written = pipeline.export(network, args.formulation, args.out, **question(args), form=args.form)
+        written = export(network, args.formulation, args.out, **question(args), form=args.form)
     print(printable(f"wrote {written[0]} and {written[1]}"))
     return 0

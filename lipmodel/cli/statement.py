@@ -34,6 +34,7 @@ def statement(system: IncrementSystem, formulation: str | None, asked: dict[str,
     asked: norm, outputs, domain and options, as `pipeline.make_request` takes them. Raises UsageError as a solve would.
     """
     from lipmodel import pipeline
+    from lipmodel.certify.evidence import Evidence
     from lipmodel.families import chosen_outputs, measured, member_spec, members, restricted
     from lipmodel.model.model import Model
 
@@ -48,7 +49,10 @@ def statement(system: IncrementSystem, formulation: str | None, asked: dict[str,
     if shown.latex:
         return _latex(built, request)
     lines = _problem(request, family)
-    choice = _choice(built, first, shown.backend) if isinstance(built, Model) else _Choice(text="none is needed")
+    if isinstance(built, Model):
+        choice = _choice(built, first, shown.backend)
+    else:
+        choice = _Choice(text="none is needed" if not isinstance(built, Evidence) else "asked by the evidence itself")
     lines += facts([("backend", choice.text), *([("not chosen", choice.others)] if choice.others else [])])
     lines += ["", *_stated(built)]
     if shown.plan:
@@ -117,7 +121,8 @@ class _Choice:
 def _choice(model: Model, system: IncrementSystem, name: str | None) -> _Choice:
     """Raises UsageError for a name that is unknown."""
     from lipmodel.backends import backend as find_backend
-    from lipmodel.member import choose_backend, provable
+    from lipmodel.choice import choose_backend
+    from lipmodel.member import provable
 
     if not provable(system):
         text = f"none: order {system.order} is beyond what is proved as a matrix inequality; norm bounds only"

@@ -145,7 +145,7 @@ class _Writer:
         }
 
     def rule(self, rule: Rule | None) -> dict[str, Any] | None:
-        if rule is None:
+        if rule is None or rule.kind in ("pair", "pair-cone"):  # what they are about is in the map, not in the model
             return None
         subject = rule.subject
         if isinstance(subject, SlopeRestricted):

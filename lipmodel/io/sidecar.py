@@ -66,7 +66,8 @@ def problem_map(
         )
         start += v.size
     terms = [term for form_ in model.matrix_constraints for term in form_.terms]
-    ruled = [term for term in terms if isinstance(term, Factored) and term.rule is not None]
+    factored = [term for term in terms if isinstance(term, Factored) and term.rule is not None]
+    ruled = [term for term in factored if term.rule is not None and term.rule.kind not in ("pair", "pair-cone")]
     objective = model.objective
     assert objective is not None
     vector, sign = format.returned(form)
@@ -87,7 +88,8 @@ def problem_map(
         "variables": variables,
         "blocks": [] if program is None else _blocks(program),
         "multipliers": [_weight(term) for term in ruled],
-        "own_terms": len(terms) - len(ruled),
+        "pairs": [_pairs(term) for term in factored if term.rule is not None and term.rule.kind == "pair"],
+        "own_terms": len(terms) - len(factored),
     }
 
 
@@ -124,6 +126,18 @@ def _weight(term: Factored) -> dict[str, Any]:
     return {"rule": term.rule.kind, "activation": subject, "weight": _expression(term.weight)}
 
 
+def _pairs(term: Factored) -> dict[str, Any]:
+    assert term.rule is not None
+    subject = term.rule.subject
+    return {
+        "neurons": [{"activation": a.name, "index": i} for couple in subject.couples for a, i in couple],
+        "weight": _expression(term.weight),
+        "stated": _expression(subject.weight),
+        "plain": _expression(subject.plain),
+        "flipped": _expression(subject.flipped),
+    }
+
+
 def _blocks(program: ConeProgram) -> list[dict[str, Any]]:
     """What the rows of the program are about, in its order."""
     blocks: list[dict[str, Any]] = [
@@ -151,12 +165,23 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pairs:
+    """The weights of pairs of neurons, listed by (name of the activation, number): see `lm.qc.pairs`."""
+
+    neurons: tuple[tuple[str, int], ...]
+    weight: Fields
+    stated: Fields
+    plain: Fields
+    flipped: Fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Link:
     """A map that was read: of its right shape, and not otherwise trusted.
 
     sha256, graph_input, graph_output: of the network; norms: of the program; factors (one or one per entry), offsets:
     by variable; size, sign, vector: of the vector that a solver returns; scale, offset, bound, objective: what its
-    optimum means; own: how many terms followed no rule.
+    optimum means; own: how many terms followed no rule; pairs: the terms of pairs of neurons.
     """
 
     path: str
@@ -181,6 +206,7 @@ class Link:
     objective: Fields
     weights: tuple[Weight, ...]
     own: int
+    pairs: tuple[Pairs, ...] = ()
 
 
 def read_map(path: str | os.PathLike[str]) -> Link:
@@ -247,6 +273,16 @@ def _link(path: str, top: Fields) -> Link:
             for item in top.items("multipliers")
         ),
         own=top.count("own_terms"),
+        pairs=tuple(
+            Pairs(
+                neurons=tuple((n.get("activation", str), n.get("index", int)) for n in item.items("neurons")),
+                weight=item.inner("weight"),
+                stated=item.inner("stated"),
+                plain=item.inner("plain"),
+                flipped=item.inner("flipped"),
+            )
+            for item in (top.items("pairs") if "pairs" in top.data else ())
+        ),
     )
 
 

@@ -23,7 +23,7 @@ from lipmodel.certify.evidence import Evidence
 from lipmodel.certify.extract import extract
 from lipmodel.certify.lmi import Multipliers
 from lipmodel.certify.norm_rules import NORM_RULES, prove_expression
-from lipmodel.certify.repair import prove
+from lipmodel.certify.repair import prove, prove_closed_form
 from lipmodel.errors import UsageError
 from lipmodel.formulation import Formulation
 from lipmodel.model.model import Model
@@ -81,7 +81,7 @@ def answer(formulation: Formulation, system: IncrementSystem, p: Norm, q: Norm, 
         built = min(built, key=lambda m: m.claim(p, q), default=None)
         assert built is not None, "no multipliers were given"
     if isinstance(built, Multipliers):
-        proof = prove(matrices, p, q, [(formulation.name, built)], closed="doubt")
+        proof = prove_closed_form(matrices, p, q, built, formulation.name)
         assert proof is not None, "nothing follows from the multipliers"
         return Answer(claim=proof.bound, proved=proof.bound)
     assert isinstance(built, Model), f"build returned a {type(built).__name__}"
