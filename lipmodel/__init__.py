@@ -40,13 +40,29 @@ _PUBLIC = {
     "RotatedSecondOrder": "lipmodel.model.sets",
     "NormExpression": "lipmodel.model.norm_expression",
     "Multipliers": "lipmodel.certify.lmi",
+    "State": "lipmodel.rounds",
     "Evidence": "lipmodel.certify.evidence",
     "Proved": "lipmodel.certify.evidence",
+    "Polynomial": "lipmodel.model.polynomials",
+    "PolynomialProgram": "lipmodel.model.polynomials",
+    "network_polynomials": "lipmodel.model.polynomials",
+    "network_values": "lipmodel.relaxations.values",
+    "Krivine": "lipmodel.relaxations.evidence",
+    "SumOfSquares": "lipmodel.relaxations.evidence",
+    "MetricChain": "lipmodel.metric_chains",
+    "fourier_multipliers": "lipmodel.fourier.evidence",
+    "estimate": "lipmodel.estimates",
+    "Estimate": "lipmodel.estimates",
+    "ESTIMATES": "lipmodel.estimates",
     "Result": "lipmodel.result",
     "solve": "lipmodel.pipeline",
     "build": "lipmodel.pipeline",
-    "export": "lipmodel.pipeline",
+    "export": "lipmodel.exporting",
+    "compare": "lipmodel.comparison",
+    "Comparison": "lipmodel.comparison",
     "certify_solution": "lipmodel.foreign",
+    "sign_relaxation": "lipmodel.relaxations.signs",
+    "reachability": "lipmodel.relaxations.reachable",
     "verify": "lipmodel.certify.verify",
     "register_backend": "lipmodel.backends",
     "to_native": "lipmodel.backends",
@@ -59,12 +75,17 @@ _PUBLIC = {
     "Refuted": "lipmodel.errors",
     "SoundnessError": "lipmodel.errors",
 }
-_MODULES = {"qc": "lipmodel.model.qc", "norms": "lipmodel.model.norm_expression"}
+_MODULES = {
+    "qc": "lipmodel.model.qc",
+    "norms": "lipmodel.model.norm_expression",
+    "elimination": "lipmodel.elimination",
+}
 _RENAMED = {"register_activation": ("lipmodel.activations", "register")}
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES, *_RENAMED]
 
 if TYPE_CHECKING:
+    from lipmodel import elimination as elimination
     from lipmodel.activations import Activation as Activation
     from lipmodel.activations import activation as activation
     from lipmodel.activations import register as register_activation  # noqa: F401
@@ -74,6 +95,8 @@ if TYPE_CHECKING:
     from lipmodel.certify.evidence import Proved as Proved
     from lipmodel.certify.lmi import Multipliers as Multipliers
     from lipmodel.certify.verify import verify as verify
+    from lipmodel.comparison import Comparison as Comparison
+    from lipmodel.comparison import compare as compare
     from lipmodel.errors import BackendUnavailable as BackendUnavailable
     from lipmodel.errors import LipmodelError as LipmodelError
     from lipmodel.errors import NothingProved as NothingProved
@@ -82,9 +105,15 @@ if TYPE_CHECKING:
     from lipmodel.errors import Refuted as Refuted
     from lipmodel.errors import SoundnessError as SoundnessError
     from lipmodel.errors import UsageError as UsageError
+    from lipmodel.estimates import ESTIMATES as ESTIMATES
+    from lipmodel.estimates import Estimate as Estimate
+    from lipmodel.estimates import estimate as estimate
+    from lipmodel.exporting import export as export
     from lipmodel.foreign import certify_solution as certify_solution
     from lipmodel.formulation import Formulation as Formulation
     from lipmodel.formulation import option as option
+    from lipmodel.fourier.evidence import fourier_multipliers as fourier_multipliers
+    from lipmodel.metric_chains import MetricChain as MetricChain
     from lipmodel.model import norm_expression as norms  # noqa: F401
     from lipmodel.model import qc as qc
     from lipmodel.model.forms import LinearForm as LinearForm
@@ -93,6 +122,9 @@ if TYPE_CHECKING:
     from lipmodel.model.model import Model as Model
     from lipmodel.model.model import inner as inner
     from lipmodel.model.norm_expression import NormExpression as NormExpression
+    from lipmodel.model.polynomials import Polynomial as Polynomial
+    from lipmodel.model.polynomials import PolynomialProgram as PolynomialProgram
+    from lipmodel.model.polynomials import network_polynomials as network_polynomials
     from lipmodel.model.sets import RotatedSecondOrder as RotatedSecondOrder
     from lipmodel.model.sets import SecondOrder as SecondOrder
     from lipmodel.model.variables import Expression as Expression
@@ -104,9 +136,14 @@ if TYPE_CHECKING:
     from lipmodel.network.onnx_import import register_operator as register_operator
     from lipmodel.network.sources import from_weights as from_weights
     from lipmodel.pipeline import build as build
-    from lipmodel.pipeline import export as export
     from lipmodel.pipeline import solve as solve
+    from lipmodel.relaxations.evidence import Krivine as Krivine
+    from lipmodel.relaxations.evidence import SumOfSquares as SumOfSquares
+    from lipmodel.relaxations.reachable import reachability as reachability
+    from lipmodel.relaxations.signs import sign_relaxation as sign_relaxation
+    from lipmodel.relaxations.values import network_values as network_values
     from lipmodel.result import Result as Result
+    from lipmodel.rounds import State as State
     from lipmodel.spec import NORMS as NORMS
     from lipmodel.spec import Ball as Ball
     from lipmodel.spec import Box as Box

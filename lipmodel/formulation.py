@@ -46,10 +46,28 @@ ALIASES = {"autolip": "product"}
 """Names in the literature of formulations that go by another one here."""
 _BUILT_IN = {
     "product": "lipmodel_formulations.product:Product",
+    "fourier-lipsdp": "lipmodel_formulations.fourier:FourierLipSDP",
+    "liplt": "lipmodel_formulations.liplt:LipLT",
+    "combettes-pesquet": "lipmodel_formulations.liplt:CombettesPesquet",
+    "k3": "lipmodel_formulations.absolute:K3",
+    "k4": "lipmodel_formulations.absolute:K4",
+    "path-norm": "lipmodel_formulations.absolute:PathNorm",
+    "seqlip": "lipmodel_formulations.seqlip:SeqLip",
     "lipsdp-neuron": "lipmodel_formulations.lipsdp:LipSDPNeuron",
     "lipsdp-layer": "lipmodel_formulations.lipsdp:LipSDPLayer",
     "geolip": "lipmodel_formulations.geolip:GeoLIP",
     "chordal-lipsdp": "lipmodel_formulations.chordal:ChordalLipSDP",
+    "geolip-triangle": "lipmodel_formulations.triangle:GeoLIPTriangle",
+    "lipopt": "lipmodel_formulations.lipopt:LiPopt",
+    "sos": "lipmodel_formulations.sos:SOS",
+    "shor": "lipmodel_formulations.shor:Shor",
+    "hr1": "lipmodel_formulations.shor:HR1",
+    "hr2": "lipmodel_formulations.shor:HR2",
+    "lipsdp-pair": "lipmodel_formulations.pairs:LipSDPPair",
+    "eclipse": "lipmodel_formulations.eclipse:ECLipsE",
+    "eclipse-fast": "lipmodel_formulations.eclipse:ECLipsEFast",
+    "syed-hu": "lipmodel_formulations.syed_hu:SyedHu",
+    "s-opt": "lipmodel_formulations.s_opt:SOpt",
 }
 
 
@@ -106,7 +124,7 @@ def _from_file(name: str) -> type[Formulation]:
     before = dict(_REGISTERED)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{path}: the file does not run: {type(error).__name__}: {error}") from error
     finally:
         _REGISTERED.clear()
