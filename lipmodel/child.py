@@ -64,6 +64,13 @@ def in_child(call: Callable[[], Any], *, seconds: float | None, quiet: bool) -> 
     return outcome
 
 
+def end_with_parent() -> None:
+    """Let the system kill this process when the one that forked it ends, however it ends (on Linux)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_STOP_WITH_PARENT, signal.SIGKILL)
+
+
 def _called(call: Callable[[], Any]) -> Outcome:
     try:
         return Outcome(ended="done", value=call())
@@ -75,17 +82,16 @@ def _serve(call: Callable[[], Any], pipe: int, *, quiet: bool) -> None:
     """The life of the child. It never returns: nothing of the parent's must be run a second time."""
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         import ctypes
 
-        libc = ctypes.CDLL(None)
-        libc.prctl(_STOP_WITH_PARENT, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        end_with_parent()
         sink = os.open(os.devnull, os.O_WRONLY) if quiet else 2
         os.dup2(sink, 1)
         if quiet:
             os.dup2(sink, 2)
         data = pickle.dumps(_called(call))
-        libc.fflush(None)
+        ctypes.CDLL(None).fflush(None)
         with os.fdopen(pipe, "wb") as stream:
             stream.write(data)
         code = 0

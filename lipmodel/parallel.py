@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
+from lipmodel.child import end_with_parent
+
 Send = Callable[[Any], None]
 PATIENCE = 0.1
 """Seconds after which an interrupt is noticed at the latest."""
@@ -37,13 +39,16 @@ def forked(
     received: Callable[[Any], None],
     finished: Callable[[int, Any], None],
     interrupted: Callable[[], None],
+    late: Callable[[], bool] = lambda: False,
+    lost: Callable[[int, int | None], None] = lambda item, status: None,
 ) -> None:
     """work(item, send) for every item in `workers` processes.
 
     received: is given whatever `work` sends on its way; finished: an item and its result, as they come. An interrupt is
     passed on to every process, as KeyboardInterrupt inside `work`, no further item is begun, and `interrupted` is told.
-    A second interrupt ends the processes and is raised. What a process does not finish, because it was killed or raised
-    an exception, is left out.
+    A second interrupt ends the processes and is raised. late: asked all the time whether it is time to end the
+    processes, whatever they are doing. lost: told the item that a process died at, and its exit status. What a process
+    does not finish, because it was ended, died or raised an exception, is left out.
     """
     waiting = deque(items)
     crew = [_started(work) for _ in range(min(workers, len(waiting)))]
@@ -54,7 +59,9 @@ def forked(
                 _give(worker, waiting)
             while busy := {worker.pipe: worker for worker in crew if worker.item is not None}:
                 for pipe in connection.wait(list(busy), timeout=PATIENCE):
-                    _heard(busy[pipe], waiting, received, finished)
+                    _heard(busy[pipe], waiting, received, finished, lost)
+                if late():
+                    break
                 if len(interrupts) > told:
                     told += 1
                     if told > 1:
@@ -89,7 +96,8 @@ def _started(work: Callable[[int, Send], Any]) -> _Worker:
 
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, ours, work), daemon=True)
+    # no daemon, which could not have processes of its own; `forked` ends it, and else the system does (`_serve`)
+    process = context.Process(target=_serve, args=(theirs, ours, work))
     with warnings.catch_warnings(), _no_interrupts():
         # a thread that draws progress does not live on in the child, which never draws
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -111,6 +119,7 @@ def _no_interrupts(how: int = signal.SIG_BLOCK) -> Iterator[None]:
 def _serve(pipe: Any, other_end: Any, work: Callable[[int, Send], Any]) -> None:
     """The life of a process: work on what comes, until nothing comes any more. Interrupts reach it at work only."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     other_end.close()
 
@@ -139,13 +148,20 @@ def _give(worker: _Worker, waiting: deque[int]) -> None:
 
 
 def _heard(
-    worker: _Worker, waiting: deque[int], received: Callable[[Any], None], finished: Callable[[int, Any], None]
+    worker: _Worker,
+    waiting: deque[int],
+    received: Callable[[Any], None],
+    finished: Callable[[int, Any], None],
+    lost: Callable[[int, int | None], None],
 ) -> None:
     """One message of a process, or its end."""
     try:
         kind, content = worker.pipe.recv()
     except (EOFError, OSError):
-        worker.item = None
+        item, worker.item = worker.item, None
+        worker.process.join(timeout=1.0)
+        if item is not None:
+            lost(item, worker.process.exitcode)
         return
     if kind == "sent":
         received(content)

@@ -19,6 +19,7 @@ _EPILOG = """\
 examples:
   lipmodel solve net.onnx                       a proved bracket for L(2→2), the formulation chosen by size
   lipmodel solve net.onnx -f geolip --norm inf:2 --save result.json
+  lipmodel compare net.onnx                     the bounds of all methods in one table
   lipmodel verify net.onnx result.json          check the certificate in exact arithmetic
   lipmodel inspect net.onnx                     what is in the file
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from lipmodel import __version__
-    from lipmodel.cli import backends, certify, export, formulations, inspect, solve, verify
+    from lipmodel.cli import backends, certify, compare, export, formulations, inspect, solve, verify
 
     top = argparse.ArgumentParser(
         prog="lipmodel",
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lipmodel {__version__}", help="show the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (solve, verify, inspect, export, certify, formulations, backends):
+    for module in (solve, compare, verify, inspect, export, certify, formulations, backends):
         module.add(commands)
     return top
 
