@@ -23,7 +23,7 @@ from lipmodel.backends.base import Capabilities, Missing, Unlicensed
 from lipmodel.cli import main, parser
 from lipmodel.cli.common import key_values, plain_value
 
-COMMANDS = ["solve", "verify", "inspect", "export", "certify", "formulations", "backends"]
+COMMANDS = ["solve", "compare", "verify", "inspect", "export", "certify", "formulations", "backends"]
 ANSWER = re.compile(r"(\S+) ≤ L\((\S+)→(\S+?)(, outputs \S+)?\) ≤ (\S+)   proved, ([\w-]+), (?:([\w-]+), )?\d+\.\d\d s")
 
 
@@ -71,7 +71,9 @@ def test_help_and_version_load_nothing_heavy() -> None:
     "argv",
     [
         [],
-        ["compare", "NET"],
+        ["compare"],
+        ["compare", "NET", "--time-limit", "0"],
+        ["compare", "NET", "--format", "xml"],
         ["certify", "NET"],
         ["solve"],
         ["solve", "NET", "--nonsense"],

@@ -12,7 +12,10 @@ from lipmodel.network.increments import chain_of
 from lipmodel.testing.formulations import answer, formulation_checks
 from lipmodel.testing.networks import KINDS, formal_constant, random_system
 
-BUILT_IN = ("product", "lipsdp-neuron", "lipsdp-layer", "geolip")
+BUILT_IN = (
+    "product", "lipsdp-neuron", "lipsdp-layer", "geolip", "geolip-triangle", "liplt", "combettes-pesquet", "k3", "k4",
+    "path-norm", "eclipse", "eclipse-fast", "syed-hu", "seqlip",
+)  # fmt: skip
 CHECKS = {str(check): check for check in formulation_checks()}
 CLARABEL = backend("clarabel")
 
