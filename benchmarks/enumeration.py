@@ -54,11 +54,20 @@ Array = np.ndarray[Any, Any]
 SUBJECTS = 4
 """Norm pairs with outputs that are asked of one network, of every formulation."""
 FORMULATIONS = ("product", "geolip", "lipsdp-neuron", "lipsdp-layer")
+OTHERS = (
+    *("liplt", "combettes-pesquet", "k3", "k4", "path-norm", "seqlip", "syed-hu", "eclipse", "eclipse-fast"),
+    *("geolip-triangle", "lipsdp-pair", "lipopt", "sos", "s-opt", "shor", "hr1", "hr2"),
+)
+"""Formulations of which some are asked, about subjects of their own; the last eight for no longer than a second."""
+OTHERS_ASKED = 4
 INPUTS = 6
 """Inputs up to which networks are taken."""
 SAVED = 25
 """Networks between two savings."""
-REFUSALS = ("does not reach --norm", "does not take this model")
+REFUSALS = (
+    *("does not reach --norm", "does not take this model", "defined for chains", "is about chains of layers"),
+    *("is not positive definite", "looks at one layer and the next"),
+)
 CLOSE = 1.0 + 1e-6
 """Ratio of bound and yardstick below which the question is decided in rational arithmetic."""
 ROUNDING = 1e-10
@@ -238,19 +247,30 @@ def random_global(rng: np.random.Generator) -> tuple[Callable[[], Any], Plan]:
 def random_questions(rng: np.random.Generator, m: int) -> Iterator[dict[str, Any]]:
     """Arguments of `solve` other than network and domain."""
     for _ in range(SUBJECTS):
-        outputs = "all"
-        if m > 1 and rng.random() < 0.4:
-            chosen = rng.permutation(m)[: int(rng.integers(1, m + 1))]
-            outputs = f"margin:{chosen[0]}" if rng.random() < 0.5 else ",".join(str(i) for i in chosen)
-        p, q = PAIRS[int(rng.integers(len(PAIRS)))]
+        about = _random_subject(rng, m)
         for formulation in FORMULATIONS:
             yield {
                 "formulation": formulation,
-                "norm": f"{p}:{q}",
-                "outputs": outputs,
+                **about,
                 "backend": (None, "native", "clarabel", "scs")[int(rng.choice(4, p=[0.87, 0.04, 0.06, 0.03]))],
                 "time_limit": float(rng.choice([1e-3, 5e-3, 0.02])) if rng.random() < 0.03 else None,
             }
+    for name in rng.choice(OTHERS, OTHERS_ASKED, replace=False).tolist():
+        yield {
+            "formulation": name,
+            **_random_subject(rng, m),
+            "backend": None,
+            "time_limit": 1.0 if name in OTHERS[9:] else None,
+        }
+
+
+def _random_subject(rng: np.random.Generator, m: int) -> dict[str, Any]:
+    outputs = "all"
+    if m > 1 and rng.random() < 0.4:
+        chosen = rng.permutation(m)[: int(rng.integers(1, m + 1))]
+        outputs = f"margin:{chosen[0]}" if rng.random() < 0.5 else ",".join(str(i) for i in chosen)
+    p, q = PAIRS[int(rng.integers(len(PAIRS)))]
+    return {"norm": f"{p}:{q}", "outputs": outputs}
 
 
 # ------------------------------------------------------------------------------------------------------------ the state

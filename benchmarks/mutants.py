@@ -1,8 +1,9 @@
 """Is the kernel's test suite worth its name? Every small change of kernel.py must be noticed by the probes.
 
-    python -m benchmarks.mutants [--sample N] [--seed 0]
+    python -m benchmarks.mutants [--sample N] [--seed 0] [--module NAME]
 
-Each mutant is the kernel with one comparison, operator, constant, condition, call or statement changed. It is caught if
+With --module, the same for another checker (benchmarks/rule_probes.py), into results/mutants_NAME.md. Each mutant is
+the module with one comparison, operator, constant, condition, call or statement changed. It is caught if
 a probe (benchmarks/probes.py) gets another answer, or none within the time limit. Writes results/kernel_mutants.md.
 """
 
@@ -18,13 +19,15 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rule_probes
 from benchmarks.equivalent import EQUIVALENT
 from benchmarks.probes import probes
+from benchmarks.questions import Probe
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = ROOT / "lipmodel" / "certify" / "kernel.py"
@@ -198,8 +201,8 @@ def _difference(before: list[str], after: list[str]) -> tuple[str, str]:
     return "", ""
 
 
-def caught_by(mutant: Mutant) -> str:
-    """The first probe that a mutant fails, "" if none; run in a process of its own."""
+def caught_by(mutant: Mutant, questions: Sequence[Probe] | None = None) -> str:
+    """The first probe that a mutant fails, "" if none; run in a process of its own. By default, the kernel's probes."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -207,7 +210,7 @@ def caught_by(mutant: Mutant) -> str:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             signal.alarm(SECONDS)
-            answer = _verdict(mutant.code())
+            answer = _verdict(mutant.code(), questions)
         finally:
             os.write(writer, answer.encode()[:200])
             os._exit(0)
@@ -218,33 +221,40 @@ def caught_by(mutant: Mutant) -> str:
     return said if status == 0 else "time or memory"
 
 
-def _verdict(code: Any) -> str:
-    """The first probe that a compiled kernel fails, "" if none."""
+def _verdict(code: Any, questions: Sequence[Probe] | None = None) -> str:
+    """The first probe that a compiled module fails, "" if none."""
     module = types.ModuleType("mutant")
     sys.modules["mutant"] = module
     try:
         exec(code, module.__dict__)
     except Exception as error:
         return f"import: {type(error).__name__}"
-    return next((p.name for p in probes() if not p.passes(module)), "")
+    return next((p.name for p in questions or probes() if not p.passes(module)), "")
 
 
-def run(found: list[Mutant]) -> list[tuple[Mutant, str]]:
+def run(found: list[Mutant], questions: Sequence[Probe] | None = None) -> list[tuple[Mutant, str]]:
     """Every mutant with the probe that catches it."""
-    probes()  # made once, here, and not in every child
-    return [(mutant, caught_by(mutant)) for mutant in found]
+    questions = questions or probes()  # made once, here, and not in every child
+    return [(mutant, caught_by(mutant, questions)) for mutant in found]
 
 
-def report(results: list[tuple[Mutant, str]], seconds: float) -> str:
+def report(results: list[tuple[Mutant, str]], seconds: float, module: str | None = None) -> str:
     """The Markdown page."""
+    if module is None:
+        title, asked, option = "the exact kernel", f"{len(probes())} probes of `benchmarks/probes.py`", ""
+        answers = "whose answers come from rational arithmetic"
+    else:
+        title, option = f"the checker `{module}`", f" --module {module}"
+        asked = f"{len(rule_probes.probes(module))} probes of `benchmarks/rule_probes.py`"
+        answers = "whose answers are those of the checker itself"
     survivors = [m for m, probe in results if not probe]
     explained = [m for m in survivors if m.key in EQUIVALENT]
     caught = len(results) - len(survivors)
     lines = [
-        "# Mutants of the exact kernel",
+        f"# Mutants of {title}",
         "",
-        "`python -m benchmarks.mutants` changes `lipmodel/certify/kernel.py` in one place at a time and asks the",
-        f"{len(probes())} probes of `benchmarks/probes.py`, whose answers come from rational arithmetic.",
+        f"`python -m benchmarks.mutants{option}` changes `{module or 'kernel'}.py` in one place at a time",
+        f"and asks the {asked}, {answers}.",
         "",
         f"**{caught} of {len(results)} mutants are caught: {100 * caught / len(results):.1f} %** "
         f"({seconds / 60:.1f} minutes). {len(survivors)} survive, of which {len(explained)} are explained below.",
@@ -264,20 +274,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="mutation test of the exact kernel")
     parser.add_argument("--sample", type=int, help="only so many mutants, drawn at random; writes nothing")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--module", choices=sorted(rule_probes.MODULES), help="another checker than the kernel")
     args = parser.parse_args()
-    source = KERNEL.read_text()
-    if _verdict(compile(source, "kernel", "exec")):
-        print("the kernel itself fails a probe")
+    source = (KERNEL if args.module is None else KERNEL.with_name(f"{args.module}.py")).read_text()
+    questions = probes() if args.module is None else rule_probes.probes(args.module)
+    failed = _verdict(compile(source, "original", "exec"), questions)
+    if failed:
+        print(f"the checker itself fails the probe {failed!r}")
         return 1
     found = mutants(source)
     if args.sample is not None:
         found = random.Random(args.seed).sample(found, min(args.sample, len(found)))
     start = time.monotonic()
-    results = run(found)
-    page = report(results, time.monotonic() - start)
+    results = run(found, questions)
+    page = report(results, time.monotonic() - start, args.module)
     print(page)
     if args.sample is None:
-        RESULT.write_text(page)
+        (RESULT if args.module is None else RESULT.with_name(f"mutants_{args.module}.md")).write_text(page)
     return 0
 
 

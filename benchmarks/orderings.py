@@ -57,7 +57,8 @@ class Ordering:
     """A theorem: `smaller` is at most `factor` times `larger` for these norm pairs and networks.
 
     plain: only with slopes [0, 1]. depths: numbers of matrices, None for all. single: only one output. larger_norms:
-    the pair of the larger one where it is another. slack: relative.
+    the pair of the larger one where it is another. living: only without dead neurons, which lipsdp-layer alone counts.
+    slack: relative.
     """
 
     smaller: str
@@ -68,6 +69,7 @@ class Ordering:
     depths: tuple[int, ...] | None = None
     single: bool = False
     nonnegative: bool = False
+    living: bool = False
     larger_norms: str | None = None
     factor: float = 1.0
 
@@ -77,6 +79,7 @@ class Ordering:
             and (self.depths is None or facts.depth in self.depths)
             and (facts.outputs == 1 or not self.single)
             and (facts.nonnegative or not self.nonnegative)
+            and (facts.living or not self.living)
         )
 
 
@@ -88,6 +91,7 @@ class Facts:
     outputs: int
     plain: bool
     nonnegative: bool
+    living: bool
 
 
 ONE_INF = ("1:1", "inf:inf")
@@ -95,7 +99,7 @@ EVERY = (*ONE_INF, "2:2")
 ORDERINGS = (
     Ordering(smaller="lipsdp-pair", larger="lipsdp-neuron", norms=("2:2",), slack=SOLVER),
     Ordering(smaller="lipsdp-neuron", larger="lipsdp-layer", norms=("2:2",), slack=SOLVER),
-    Ordering(smaller="lipsdp-layer", larger="eclipse-fast", norms=("2:2",), slack=SOLVER),
+    Ordering(smaller="lipsdp-layer", larger="eclipse-fast", norms=("2:2",), slack=SOLVER, living=True),
     Ordering(smaller="eclipse-fast", larger="norms", norms=("2:2",), plain=True),
     Ordering(smaller="lipsdp-neuron", larger="eclipse", norms=("2:2",), slack=SOLVER),
     Ordering(smaller="lipsdp-neuron", larger="syed-hu", norms=("2:2",), slack=SOLVER),
@@ -146,7 +150,8 @@ def random_network(rng: np.random.Generator, index: int) -> tuple[Chain, Facts]:
     linear = all(phi is None for phi in phis)
     depth = 1 if linear else len(weights)
     plain = plain and all(phi is not None for phi in phis[:-1])
-    return chain, Facts(depth=depth, outputs=len(weights[-1]), plain=plain, nonnegative=nonnegative)
+    living = lm.increments(chain.network()).complete is None
+    return chain, Facts(depth=depth, outputs=len(weights[-1]), plain=plain, nonnegative=nonnegative, living=living)
 
 
 def bounds(chain: Chain) -> Iterator[tuple[tuple[str, str], float | str]]:
@@ -230,6 +235,8 @@ def describe(ordering: Ordering) -> str:
         parts.append("at most one hidden layer")
     if ordering.single:
         parts.append("one output")
+    if ordering.living:
+        parts.append("no dead neurons")
     if ordering.nonnegative:
         parts.append("nonnegative weights")
     return ", ".join(parts) or "all"
