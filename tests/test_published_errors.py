@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import lipmodel as lm
 from lipmodel.formulation import formulation_class, formulation_names
@@ -42,6 +43,26 @@ def random_chain(first: float) -> Any:
     return chain(first * w, v)
 
 
+def residual(*, rectified: bool) -> Any:
+    """y = (1, -1) relu(z + (1, 1)' relu((1, 0) z) + (0, -10)), z = (x, 0): 2 x - relu(x - 10) for positive x."""
+    weights = {"w0": [[1.0], [0.0]], "v": [[1.0, 0.0]], "w2": [[1.0], [1.0]], "wo": [[1.0, -1.0]]}
+    stored = [numpy_helper.from_array(np.array(w, dtype=np.float32).T.copy(), name) for name, w in weights.items()]
+    stored.append(numpy_helper.from_array(np.array([0.0, -10.0], dtype=np.float32), "b2"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["z"]),
+        helper.make_node("MatMul", ["z", "v"], ["inner"]),
+        helper.make_node("Relu", ["inner"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "w2"], ["branch"]),
+        helper.make_node("Add", ["branch", "b2"], ["shifted"]),
+        helper.make_node("Add", ["z", "shifted"], ["added"]),
+        helper.make_node("Relu" if rectified else "Identity", ["added"], ["after"]),
+        helper.make_node("MatMul", ["after", "wo"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "residual", ports[:1], ports[1:], stored)
+    return lm.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
 def nonnegative() -> list[Any]:
     rng = np.random.default_rng(8)
     return [rng.random((6, 4)), rng.random((5, 6)), rng.random((1, 5))]
@@ -57,6 +78,8 @@ NETWORKS: dict[str, Any] = {
     "opposite": lambda: chain([[1.0]], [[1.0], [-1.0]]),
     "random": lambda: random_chain(1.0),
     "random, first layer ten times": lambda: random_chain(10.0),
+    "residual": lambda: residual(rectified=True),
+    "residual without its last relu": lambda: residual(rectified=False),
     "nonnegative": lambda: chain(*nonnegative()),
 }
 
@@ -121,3 +144,15 @@ def test_halved_sums_on_nonnegative_networks() -> None:
         assert value >= truth * (1.0 - 1e-12), name
     for name in ("k4", "lipsdp-neuron", "path-norm"):
         assert bound("nonnegative", name) == pytest.approx(truth, rel=1e-6), name
+
+
+def test_the_relu_after_the_addition_counts() -> None:
+    """Dropped, the block is the identity, with constant 1; between 1 and 2 the network doubles its input."""
+    wrong = bound("residual without its last relu", "lipsdp-neuron")
+    assert wrong == pytest.approx(1.0, rel=1e-6)
+    r = lm.solve(NETWORKS["residual"](), "lipsdp-neuron")
+    assert r.lower_bound == pytest.approx(2.0, rel=1e-9)
+    found = [(name, bound("residual", name)) for name in NAMES]
+    assert sum(value is not None for _, value in found) > 8
+    for name, value in found:
+        assert value is None or value >= 2.0 * (1.0 - 1e-12), name
