@@ -12,10 +12,8 @@ from lipmodel.network.increments import chain_of
 from lipmodel.testing.formulations import answer, formulation_checks
 from lipmodel.testing.networks import KINDS, formal_constant, random_system
 
-BUILT_IN = (
-    "product", "lipsdp-neuron", "lipsdp-layer", "geolip", "geolip-triangle", "liplt", "combettes-pesquet", "k3", "k4",
-    "path-norm", "eclipse", "eclipse-fast", "syed-hu", "seqlip",
-)  # fmt: skip
+# others run it beside their own tests: liplt, k3, k4, path-norm, eclipse, syed-hu, s-opt, lipopt, pairs, sos
+BUILT_IN = ("product", "lipsdp-neuron", "lipsdp-layer", "geolip", "geolip-triangle", "seqlip")
 CHECKS = {str(check): check for check in formulation_checks()}
 CLARABEL = backend("clarabel")
 

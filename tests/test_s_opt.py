@@ -50,7 +50,12 @@ def optimum(system, p="2", q="2"):
 # The optimum
 
 
-@pytest.mark.parametrize("check", CHECKS)
+QUICK = ("declaration", "repeatable", "enumeration-one-layer", "enumeration-residual", "enumeration-concat", "scaling")
+
+
+@pytest.mark.parametrize(
+    "check", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CHECKS]
+)
 def test_conformance(check):
     CHECKS[check](formulation("s-opt"))
 
