@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fourier_cases import conv, dense, formal_constant, proved, system_of, verified
 from onnx import helper
 from onnx_models import make
-from test_fourier import conv, dense, formal_constant, proved, system_of, verified
 from test_red_team import changes, stated, wide_program
 from test_tampering import RELU, Sample, at, chain, judge, leaves, replaced
 

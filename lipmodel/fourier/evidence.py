@@ -44,9 +44,10 @@ PIXELS = 2000
 class FourierMultipliers(Evidence):
     """One multiplier for each channel (and phase of the period), the same at every pixel; see `fourier_multipliers`.
 
-    values: the claim, once it is known.
+    system: what the rest was made from. values: the claim, once it is known.
     """
 
+    system: IncrementSystem
     found: Pictures
     tail: Tail
     torus: Torus
@@ -74,6 +75,8 @@ class FourierMultipliers(Evidence):
 
     def prove(self, system: IncrementSystem, norms: tuple[Norm, Norm], deadline: float) -> Proved | None:
         """Multipliers by descent, then their proof, pixel by pixel or frequency by frequency."""
+        if system is not self.system:  # the pictures of another system say nothing about this one
+            return fourier_multipliers(system, period=self.period, pixels=self.pixels).prove(system, norms, deadline)
         from lipmodel.backends.native.descent import THOROUGH, improvements
         from lipmodel.fourier.search import objective
 
@@ -168,7 +171,7 @@ def fourier_multipliers(system: IncrementSystem, *, period: int = 1, pixels: boo
         require_size(found, torus)
     except NoStencil as reason:
         raise UsageError(f"fourier-lipsdp: {reason}") from None
-    return FourierMultipliers(found=found, tail=tail, torus=torus, period=period, pixels=pixels)
+    return FourierMultipliers(system=system, found=found, tail=tail, torus=torus, period=period, pixels=pixels)
 
 
 def by_image(found: Pictures, torus: Torus, slots: Array) -> Mapping[int, Array]:
