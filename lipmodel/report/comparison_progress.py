@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from lipmodel.report.comparison import seconds
-from lipmodel.report.progress import Mode, progress_line
+from lipmodel.report.progress import Display, Mode, progress_line
 from lipmodel.report.tables import printable
 from lipmodel.result import rounded
 
@@ -17,37 +16,14 @@ if TYPE_CHECKING:
     from lipmodel.comparison import Entry
 
 
-class ComparisonReporter:
-    """Receives the messages of a comparison and the states of its methods; left before the table is printed."""
+class ComparisonReporter(Display):
+    """Receives the messages of a comparison and the states of its methods."""
 
     def __init__(self, mode: Mode) -> None:
-        self.mode = mode
-        self._started = time.monotonic()
+        super().__init__(mode)
         self._entries: dict[int, Entry] = {}
         self._running: tuple[int, float, str] | None = None
         self._message = "reading the network"
-        self._live: Any = None
-
-    def __enter__(self) -> Self:
-        if self.mode == "live":
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(
-                console=Console(stderr=True, highlight=False),
-                get_renderable=self._renderable,
-                refresh_per_second=8,
-                transient=True,
-            )
-            self._live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            live, self._live = self._live, None
-            live.__exit__(kind, error, trace)
 
     def say(self, line: str) -> None:
         """One message, such as what a method says about itself."""

@@ -39,15 +39,12 @@ def choose_mode(*, quiet: bool, verbose: bool) -> Mode:
     return "plain" if Console(stderr=True).is_dumb_terminal else "live"
 
 
-class Reporter:
-    """Receives the messages and the progress of one solve; a context manager, left before the answer is printed."""
+class Display:
+    """What is shown on stderr while something runs; a context manager, left before the answer is printed."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self._started = time.monotonic()
-        self._printed = -math.inf
-        self._member = ""
-        self._state = "reading the network"
         self._live: Any = None
 
     def __enter__(self) -> Self:
@@ -70,6 +67,20 @@ class Reporter:
         if self._live is not None:
             live, self._live = self._live, None
             live.__exit__(kind, error, trace)
+
+    def _renderable(self) -> Any:
+        """What a terminal shows at this moment."""
+        raise NotImplementedError
+
+
+class Reporter(Display):
+    """Receives the messages and the progress of one solve."""
+
+    def __init__(self, mode: Mode) -> None:
+        super().__init__(mode)
+        self._printed = -math.inf
+        self._member = ""
+        self._state = "reading the network"
 
     def say(self, line: str) -> None:
         """One message, such as why a formulation was chosen."""
