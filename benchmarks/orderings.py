@@ -127,7 +127,6 @@ ORDERINGS = (
     Ordering(smaller="geolip", larger="geolip", norms=("2:2",), larger_norms="2:1", slack=SOLVER),
     Ordering(smaller="geolip", larger="geolip", norms=("inf:2",), larger_norms="inf:1", slack=SOLVER),
     Ordering(smaller="k4", larger="formal", norms=EVERY, nonnegative=True, plain=True, slack=1e-8),
-    Ordering(smaller="liplt", larger="combettes-pesquet", norms=EVERY, nonnegative=True),
     Ordering(smaller="lipsdp-neuron", larger="formal", norms=("2:2",), nonnegative=True, plain=True, slack=SOLVER),
 )  # fmt: skip
 """All that is checked, besides that no bound is below the formal constant."""
